@@ -78,6 +78,11 @@ def read_inputs(directory: Path) -> dict | None:
         return None
 
 
+def fingerprint(value: object) -> str:
+    """Return a short hash of a JSON value, such as the inputs of an artefact."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
 @contextmanager
 def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary path to write to; it takes the name ``path`` only if nothing went wrong.

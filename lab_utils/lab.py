@@ -1,0 +1,197 @@
+"""The lab: what a chapter opens, and the one place that knows how each artefact is made.
+
+>>> lab = Lab("laptop")                # doctest: +SKIP
+>>> lab.slices()                       # made if it isn't there, loaded if it is
+>>> lab.model("vae_h")                 # trained if it isn't there, loaded if it is
+"""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from . import (
+    cohorts,
+    evaluation,
+    likelihoods,
+    models,
+    objectives,
+    phantom,
+    preprocessing,
+    scoring,
+    slices,
+    training,
+)
+from .profiles import Profile, load_profile
+from .slices import SliceStore
+from .workspace import Workspace, code_of, fingerprint, read_inputs
+
+RUNS_VARIABLE = "TWO_LATENTS_RUNS"
+
+# Which settings each artefact depends on: change one, and just what follows from it is made anew.
+COHORT_SETTINGS = ("cohort", "n_healthy", "n_unlabelled", "voxel_mm", "multifocal_fraction")
+SLICE_SETTINGS = (
+    "split_fractions", "bias_correction", "histogram_matching", "reference_subject",
+    "field_of_view_mm", "crop_size", "image_size", "kept_slices",
+)  # fmt: skip
+TRAINING_SETTINGS = (
+    "encoder_channels", "decoder_channels", "latent_dim", "min_variance", "vae_h_clip", "vae_clip",
+    "vae_h_variance", "vae_variance", "masked_likelihood", "vae_cohort", "epochs", "batch_size",
+    "learning_rate", "latent_samples", "beta", "warmup_epochs", "gradient_clip",
+    "flip_probability", "brightness_delta", "brightness_probability", "input_noise_sd",
+    "squares_ce_dvae", "squares_ce_reg", "ce_reg_weight", "precision",
+)  # fmt: skip
+SCORE_SETTINGS = ("reconstruction",)
+EVALUATION_SETTINGS = ("thresholds_mm2", "folds", "bootstrap_samples")
+
+
+def runs_directory() -> Path:
+    """Return where runs live: ``$TWO_LATENTS_RUNS``, or ``runs`` beside the library."""
+    return Path(os.environ.get(RUNS_VARIABLE) or Path(__file__).parents[1] / "runs")
+
+
+class Lab:
+    """One run: a profile, a seed, and a workspace that holds what they make.
+
+    Parameters
+    ----------
+    profile
+        ``"smoke"``, ``"laptop"``, ``"colab"`` or ``"paper"``.
+    seed
+        Decides the cohort, the split, the weights' first values, and the folds.
+    workspace
+        A directory; empty means ``runs/<profile>/seed-<seed>``.
+    overrides
+        Settings of the profile to replace, by name.
+    """
+
+    def __init__(
+        self,
+        profile: str = "laptop",
+        seed: int = 0,
+        workspace: str | os.PathLike = "",
+        overrides: dict | None = None,
+    ) -> None:
+        self.profile: Profile = load_profile(profile, **(overrides or {}))
+        self.seed = seed
+        self.workspace = Workspace(workspace or runs_directory() / profile / f"seed-{seed}")
+
+    def __repr__(self) -> str:
+        return f"Lab({self.profile.name!r}, seed={self.seed}, workspace={self.workspace.root})"
+
+    # -- cohort and slices ---------------------------------------------------------------------
+
+    def cohort(self) -> pd.DataFrame:
+        """Return the cohort table with its split, one row per subject; paths are absolute.
+
+        The phantom cohort is generated here. A cohort of your own is checked first.
+
+        Raises
+        ------
+        ValueError
+            If a subject of your own cohort has a problem; the message lists them all.
+        """
+        if self.profile.cohort == "phantom":
+            table = cohorts.read_cohort(self._phantom() / "cohort.csv")
+        else:
+            table = cohorts.read_cohort(self.profile.cohort)
+            if problems := cohorts.check_cohort(table):
+                raise ValueError("\n".join(["the cohort cannot be used:", *map(str, problems)]))
+        return cohorts.split_cohort(table, self.seed, self.profile.split_fractions)
+
+    def _phantom(self) -> Path:
+        def make(directory: Path) -> None:
+            phantom.make_cohort(
+                directory,
+                n_healthy=self.profile.n_healthy,
+                n_tumour=self.profile.n_unlabelled,
+                voxel_mm=self.profile.voxel_mm,
+                seed=self.seed,
+                multifocal_fraction=self.profile.multifocal_fraction,
+                atlas_dir=runs_directory() / "atlas",
+            )
+
+        inputs = self._inputs(COHORT_SETTINGS, code_of(phantom))
+        return self.workspace.artefact("cohort", inputs, make)
+
+    def slices(self) -> SliceStore:
+        """Return the slice store, preprocessing the cohort where that is needed."""
+        table = self.cohort()
+        if self.profile.cohort == "phantom":
+            source = read_inputs(self._phantom())
+        else:
+            source = [cohorts.file_facts(row) for row in table.itertuples()]
+        code = code_of(cohorts, preprocessing, slices)
+        inputs = self._inputs(SLICE_SETTINGS, code, cohort=fingerprint(source))
+        directory = self.workspace.artefact(
+            "slices", inputs, lambda partial: slices.write_slices(table, self.profile, partial)
+        )
+        return SliceStore(directory)
+
+    # -- models ----------------------------------------------------------------------------------
+
+    def model(self, name: str) -> models.VAE:
+        """Return a trained model of ``training.METHODS``, training it where that is needed."""
+        return training.load_model(self._trained(name))
+
+    def history(self, name: str) -> pd.DataFrame:
+        """Return the training history of a model, one row per epoch."""
+        return pd.read_csv(self._trained(name) / "history.csv")
+
+    def _trained(self, name: str) -> Path:
+        store = self.slices()
+        code = code_of(likelihoods, models, objectives, training)
+        inputs = self._inputs(TRAINING_SETTINGS, code, method=name, slices=self._made_from("slices"))
+
+        def make(directory: Path) -> None:
+            training.train_method(name, store, self.profile, directory, seed=self.seed)
+
+        return self.workspace.artefact(f"models/{name}", inputs, make)
+
+    # -- scores and results ----------------------------------------------------------------------
+
+    def scores(self) -> pd.DataFrame:
+        """Return every score of every validation and test slice, one row per slice."""
+        trained = {name: self._made_from(self._trained(name)) for name in training.METHODS}
+        inputs = self._inputs(SCORE_SETTINGS, code_of(scoring), models=trained)
+
+        def make(directory: Path) -> None:
+            nets = {name: self.model(name) for name in training.METHODS}
+            table = scoring.score_store(self.slices(), nets, self.profile.reconstruction)
+            table.to_csv(directory / "scores.csv", index=False)
+
+        return pd.read_csv(self.workspace.artefact("scores", inputs, make) / "scores.csv")
+
+    def results(self) -> pd.DataFrame:
+        """Return the tidy results: one row per method, Th, threshold rule and fold."""
+        return pd.read_csv(self._evaluated() / "results.csv")
+
+    def intervals(self) -> pd.DataFrame:
+        """Return 95 % intervals by bootstrap over subjects, one row per method, Th and metric."""
+        return pd.read_csv(self._evaluated() / "intervals.csv")
+
+    def _evaluated(self) -> Path:
+        scores = self.scores()
+        inputs = self._inputs(
+            EVALUATION_SETTINGS, code_of(evaluation), scores=self._made_from("scores")
+        )
+
+        def make(directory: Path) -> None:
+            thresholds = self.profile.thresholds_mm2
+            results = evaluation.evaluate(scores, self.profile.folds, self.seed, thresholds)
+            results.to_csv(directory / "results.csv", index=False)
+            intervals = evaluation.bootstrap_intervals(
+                scores, self.profile.bootstrap_samples, self.seed, thresholds
+            )
+            intervals.to_csv(directory / "intervals.csv", index=False)
+
+        return self.workspace.artefact("results", inputs, make)
+
+    # -- what an artefact was made from ----------------------------------------------------------
+
+    def _inputs(self, settings: tuple[str, ...], code: str, **upstream: object) -> dict:
+        chosen = self.profile.model_dump(mode="json", include=set(settings))
+        return {"seed": self.seed, "code": code, **chosen, **upstream}
+
+    def _made_from(self, artefact: str | Path) -> str:
+        return fingerprint(read_inputs(self.workspace.path(str(artefact))))
