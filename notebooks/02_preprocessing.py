@@ -1,0 +1,251 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Preprocessing: from volumes to slices
+#
+# **What you will learn.** The six steps by which the paper turns scans of many scanners into slices that a network
+# can compare: bias correction, scaling, histogram matching, slice selection, cropping, down-sampling. You will see
+# each one before and after.
+#
+# **What you need.** The cohort of [chapter 1](01_the_question_and_the_data.ipynb); it is made here if it isn't there.
+#
+# **How long it takes.** {{run_time}}
+
+# %% tags=["bootstrap", "remove-cell"]
+# In Colab this cell installs what is missing. Elsewhere it does nothing.
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+if "google.colab" in sys.modules or os.environ.get("TWO_LATENTS_COLAB"):
+    address = os.environ.get("TWO_LATENTS_ADDRESS", "git+https://github.com/two-latents/two-latents")
+
+    def is_missing(requirement):
+        return not list(metadata.distributions(name=re.match(r"[\w.-]+", requirement)[0]))
+
+    def install(*what):
+        kept = [f"{n}=={metadata.version(n)}" for n in ("torch", "numpy") if not is_missing(n)]
+        Path("kept.txt").write_text("\n".join(kept))
+        pip = [sys.executable, "-m", "pip", "install", "-q", "-c", "kept.txt", *what]
+        if subprocess.run(pip, check=False).returncode:
+            raise SystemExit(f"pip could not install {' '.join(what)}: its words are above")
+
+    if is_missing("two-latents"):
+        install("--no-deps", address)
+    if needed := [r for r in metadata.requires("two-latents") if "extra" not in r and is_missing(r)]:
+        install(*needed)
+    drive = Path("/content/drive/MyDrive")
+    shared_folder = (drive if drive.exists() else Path.cwd()) / "two-latents-runs"
+    os.environ.setdefault("TWO_LATENTS_RUNS", str(shared_folder))
+
+# %% tags=["parameters"]
+profile = "laptop"
+seed = 0
+workspace = ""
+overrides = {}
+
+# %%
+from lab_utils import figures, preprocessing
+from lab_utils.lab import Lab
+from lab_utils.prose import say
+
+lab = Lab(profile, seed, workspace, overrides)
+cohort = lab.cohort()
+
+# %% [markdown]
+# ## One subject, and its orientation
+#
+# A NIfTI file stores numbers and an **affine**, the matrix that says where in the head each number belongs.
+# Scanners and archives store their axes in any order and direction; the affine is the only witness. Read a
+# brain without it and left may be right. `load_volume` turns every volume the same way: the first axis runs to the
+# right, the second to the front, the third up (*RAS+*, as neurologists write it).
+
+# %%
+train = cohort[cohort["split"] == "train"]
+patient = train[train["lesion_ml"] > 0].sort_values("lesion_ml").iloc[-3]
+
+volume = preprocessing.load_volume(patient["image"])
+brain_mask = preprocessing.brain_mask_of(patient, volume)
+volume.data.shape, volume.voxel_mm
+
+# %% [markdown]
+# The **brain mask** tells brain from background. It comes with the cohort (skull stripping is a trade of its own),
+# and it goes with the volume through every step below: the likelihood of chapter 3 counts only pixels inside it.
+# It must never be the lesion mask, and a test of this lab watches over that.
+#
+# ## Step 1: the bias field
+#
+# The coil that listens to the brain hears the near side louder. The result is a smooth shading over the volume,
+# the **bias field**, which has nothing to do with tissue. N4 (Tustison et al., 2010) estimates it: it looks for the
+# smooth field whose removal makes the histogram sharpest. It multiplies, so we work with its logarithm.
+
+# %%
+log_bias = preprocessing.log_bias_field(volume, brain_mask)
+corrected = volume.data / preprocessing.np.exp(log_bias)
+
+# %% mystnb={"figure": {"caption": "One slice before N4, the estimated bias field, and the slice after. The field is smooth and knows nothing of anatomy; look at the corners of the brain, where the shading was.", "name": "fig-n4"}, "image": {"alt": "Three panels: a brain slice, a smooth shading field, and the slice with the shading removed."}}
+figures.before_after(volume.data, corrected, difference=log_bias, mask=brain_mask,
+                     labels=("before N4", "log bias field", "after N4"))  # fmt: skip
+
+# %% tags=["remove-input"]
+inside = log_bias[brain_mask]
+swing = 100 * (preprocessing.np.exp(inside.max() - inside.min()) - 1)
+say(
+    f"In this volume the field makes the brightest corner **{swing:.0f} %** brighter than the darkest, with no "
+    "tissue to blame for it. A network would have to learn that shading, and would take it for news."
+)
+
+# %% [markdown]
+# ## Step 2: one range for all
+#
+# The units of T2 are arbitrary: one scanner says 400 where another says 2,000. The paper brings each volume to the
+# range from -1 to 1. The background becomes -1, black.
+
+# %%
+scaled = preprocessing.scale_to_unit_range(corrected, brain_mask)
+float(scaled[brain_mask].min()), float(scaled[brain_mask].max())
+
+# %% [markdown]
+# ## Step 3: one histogram for all
+#
+# The same range does not mean the same meaning: grey matter may lie at -0.2 in one volume and at 0.1 in the next.
+# **Histogram matching** bends the scale of each volume, by one rising curve, until its histogram looks like that of
+# a reference subject. The paper takes the reference from BraTS. So do we: one named subject of the unlabelled
+# training set.
+
+# %%
+reference_row = preprocessing.reference_subject(cohort, lab.profile)
+reference = preprocessing.reference_values(reference_row, lab.profile)
+matched = preprocessing.match_histogram(scaled, brain_mask, reference)
+reference_row["subject"]
+
+# %% mystnb={"figure": {"caption": "Intensities inside the brain mask: the subject before matching, after matching, and the reference. After matching, the subject's peaks stand where the reference's do.", "name": "fig-histograms"}, "image": {"alt": "Three intensity histograms; after matching the subject's curve lies on the reference's curve."}}
+figures.histograms({"before": scaled[brain_mask], "after": matched[brain_mask],
+                    "reference": reference})  # fmt: skip
+
+# %% [markdown]
+# Mind what this step costs. The reference has a tumour, and matching pulls *every* histogram towards it, healthy
+# ones too. A large tumour in the subject shifts its own histogram, and so the curve that is applied to its healthy
+# tissue. The paper chose this with open eyes, to bring two data sets together; chapter 8 returns to what it does.
+#
+# ## Steps 4 to 6: slices
+#
+# A volume is cut into horizontal slices. Of the healthy cohort the paper drops the empty ones; of the unlabelled
+# one it keeps the middle 130 of 155. Then each slice is cropped to a square, resized to 200 x 200 and down-sampled
+# to 128 x 128; smaller profiles end at fewer pixels.
+#
+# One number is written down *before* the slices shrink: how many pixels of the slice the experts (here: the
+# phantom) marked as lesion. Whether a slice counts as a tumour slice is decided by that number, called `Th` in the
+# paper, and it must not depend on how small we make the picture. On a 1 mm grid a pixel is a square millimetre; the
+# lab counts square millimetres, so that `Th 20` means the same at 2 mm.
+
+# %%
+store = lab.slices()
+store.table.sample(4, random_state=seed).T
+
+# %%
+one_subject = store.table.query("subject == @patient.subject")
+shown = one_subject.index[:: max(1, len(one_subject) // 12)]
+
+# %% mystnb={"figure": {"caption": "The slices of one subject as the networks will see them, with the lesion mask outlined. The first and the last hold little brain, and no tumour: remember that when chapter 8 asks what a score is worth.", "name": "fig-slices"}, "image": {"alt": "A strip of small brain slices from skull base to crown; those in the middle carry a tumour outline."}}
+figures.slice_strip(store.images[shown], store.lesion_mask(shown))
+
+# %% [markdown]
+# ## How many slices hold a tumour?
+
+# %%
+unlabelled = store.table[store.table["group"] == "unlabelled"]
+share = {th: (unlabelled["lesion_mm2"] > th).mean() for th in lab.profile.thresholds_mm2}
+share
+
+# %% tags=["remove-input"]
+tumour_rows = unlabelled["lesion_mm2"] > 0
+area = unlabelled["brain_mm2"] / 100
+say(
+    f"About **{share[0]:.0%}** of the unlabelled slices hold some lesion, and {share[150]:.0%} more than 150 mm² of it "
+    "(on ten real BraTS-2018 subjects: 54 % and 46 %). "
+    f"The mean brain area is {area[tumour_rows].mean():.0f} cm² in slices with lesion and "
+    f"{area[~tumour_rows].mean():.0f} cm² in slices without. **Tumours are found where the brain is wide**, and a "
+    "score that does no more than measure the brain will profit from that."
+)
+
+# %% [markdown]
+# ## The same correction for the counterfactual
+#
+# The counterfactual of chapter 1 must go through *the same* steps, with the curve and the field that were estimated
+# on the volume with the tumour. If we estimated them again, the two would differ everywhere, a little, for reasons
+# that are not tumour. So the lab treats the correction as one object: fitted once, applied to both.
+
+# %%
+correction = preprocessing.fit_intensity_correction(volume, brain_mask, reference)
+counterfactual = preprocessing.load_volume(patient["counterfactual"])
+ours = correction.apply(volume.data, brain_mask)
+theirs = correction.apply(counterfactual.data, brain_mask)
+
+# %%
+displacement = preprocessing.load_displacement(patient["displacement"])
+lesion = preprocessing.load_volume(patient["lesion_mask"]).data > 0
+far = brain_mask & ~lesion & (displacement < 0.1)
+float(abs(ours - theirs)[far].mean()), float(abs(ours - theirs)[lesion].mean())
+
+# %% [markdown]
+# Far from the tumour the two volumes agree; inside it they do not. That is what we wanted.
+#
+# ## Summary
+#
+# In this chapter we saw
+#
+# - that the affine, not the file's order of axes, says what is left and what is up;
+# - N4, scaling and histogram matching, each before and after, and what the last one costs;
+# - that a slice's lesion area is counted before the slice is made smaller;
+# - that tumour slices hold more brain than tumour-free ones, before any network has looked.
+#
+# ## Exercises
+#
+# **1. Turn it around.** Store a volume with its first axis reversed and its affine changed to match. Show that
+# `load_volume` gives the same data.
+
+# %% tags=["hide-cell", "solution"]
+import tempfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+with tempfile.TemporaryDirectory() as folder:
+    image = nib.load(patient["image"])
+    turned = image.as_reoriented(np.array([[0, -1], [1, 1], [2, 1]]))
+    nib.save(turned, Path(folder) / "turned.nii.gz")
+    again = preprocessing.load_volume(Path(folder) / "turned.nii.gz")
+np.testing.assert_allclose(again.data, volume.data)
+
+# %% [markdown]
+# **2. A score without a network.** Use `brain_mm2` as a score for "this slice holds more than 20 mm² of lesion" and
+# compute its ROC-AUC with scikit-learn on the unlabelled slices. Write the number down: chapter 8 will want it.
+
+# %% tags=["hide-cell", "solution"]
+from sklearn.metrics import roc_auc_score
+
+auc = roc_auc_score(unlabelled["lesion_mm2"] > 20, unlabelled["brain_mm2"])
+assert auc > 0.6
+print(f"brain area alone: ROC-AUC {auc:.3f}")
+
+# %% [markdown]
+# ## What comes next
+#
+# The slices are ready. [Chapter 3](03_a_vae_from_scratch.ipynb) builds the network that will learn them, and the
+# likelihood that tells it what a good drawing is.

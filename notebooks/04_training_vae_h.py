@@ -1,0 +1,180 @@
+# %% [markdown]
+# # Training VAE-H, which knows only healthy brains
+#
+# **What you will learn.** How the first of the two networks is trained: on which slices, with which augmentations,
+# for how long; how to read its learning curves; and what it draws, from slices and from nothing at all.
+#
+# **What you need.** The ELBO of [chapter 3](03_a_vae_from_scratch.ipynb). Slices and model are made here if they
+# aren't there.
+#
+# **How long it takes.** {{run_time}}
+
+# %% tags=["parameters"]
+profile = "laptop"
+seed = 0
+workspace = ""
+overrides = {}
+
+# %%
+import torch
+
+from lab_utils import figures
+from lab_utils.lab import Lab
+from lab_utils.prose import say
+
+lab = Lab(profile, seed, workspace, overrides)
+store = lab.slices()
+
+# %% [markdown]
+# ## What it is shown
+#
+# Healthy training slices, nothing else. That is the whole trick of the method, and its only supervision: somebody
+# has to know that these subjects are healthy.
+
+# %%
+train_rows = store.rows(group="healthy", split="train")
+validation_rows = store.rows(group="healthy", split="validation")
+len(train_rows), len(validation_rows)
+
+# %% [markdown]
+# A few thousand slices are few for a network with millions of weights, so each is varied a little each time it is
+# shown: left and right are swapped half of the time, the brightness shifts by up to 0.1 three times in ten, and the
+# *input* gets a little white noise (the *target* stays clean). All of it happens on the device, for the whole batch
+# at once.
+
+# %%
+from lab_utils.objectives import Augment
+
+images, masks = store.tensors(train_rows[len(train_rows) // 2][None].repeat(5))
+generator = torch.Generator().manual_seed(seed)
+augmented, augmented_masks = Augment(lab.profile)(images, masks, generator)
+
+# %% mystnb={"figure": {"caption": "One slice, as it is shown five times in training: swapped or not, a little brighter or darker.", "name": "fig-augmented"}, "image": {"alt": "Five copies of one brain slice, some mirrored, with slightly different brightness."}}
+figures.slice_strip(augmented)
+
+# %% [markdown]
+# ## Training
+#
+# `lab.model` trains the network if this run has not got it yet. You can stop it at any time: it goes on from the
+# last epoch when it is asked again, and ends with the very same weights as if nothing had happened.
+
+# %%
+vae_h = lab.model("vae_h")
+sum(weights.numel() for weights in vae_h.parameters())
+
+# %%
+history = lab.history("vae_h")
+history.iloc[[0, -1]].round(2).T
+
+# %% mystnb={"figure": {"caption": "The two terms of the loss over the epochs, for training and validation slices. If the validation curve rises while the training curve falls, the network learns its training brains by heart.", "name": "fig-vae-h-curves"}, "image": {"alt": "Learning curves of VAE-H: negative log-likelihood and KL term against epoch, training and validation."}}
+figures.learning_curves(history)
+
+# %% tags=["remove-input"]
+first, last = history.iloc[0], history.iloc[-1]
+gap = last["validation_loss"] - last["train_loss"]
+say(
+    f"In {len(history)} epochs the validation loss went from {first['validation_loss']:.0f} to "
+    f"**{last['validation_loss']:.0f}** nats per slice; the training loss ended {abs(gap):.0f} nats "
+    f"{'below' if gap > 0 else 'above'} it. "
+    f"The KL term is {last['train_kl']:.0f} nats: that is how much each code says about its slice. "
+    f"The machine that made this page saw {history['images_per_s'].median():.0f} slices per second."
+)
+
+# %% [markdown]
+# ## What it draws from healthy slices
+#
+# First the fair test: healthy slices of subjects that it was not trained on.
+
+# %%
+shown = validation_rows[:: len(validation_rows) // 8][:8]
+images, masks = store.tensors(shown)
+drawn = vae_h.reconstruct(images, masks)
+
+# %% mystnb={"figure": {"caption": "Healthy validation slices (top) and what VAE-H draws of them (bottom). Ventricles and outline are right; the folds of the rind are averaged away, because a short code has no room for them.", "name": "fig-vae-h-healthy"}, "image": {"alt": "Eight healthy brain slices and their blurred reconstructions."}}
+figures.reconstructions(images, drawn, masks)
+
+# %% [markdown]
+# A VAE of this kind blurs. The residual, the slice minus the drawing, is therefore never zero, tumour or not, and it
+# is largest at the folds. A score that adds up the residual adds up folds, too.
+#
+# ## What it draws from nothing
+#
+# Hand the decoder a random code and it draws a brain that nobody has. These pictures show what VAE-H *believes*.
+
+# %%
+codes = torch.randn(8, lab.profile.latent_dim, generator=generator)
+with torch.no_grad():
+    location, _ = vae_h.decode(codes)
+
+# %% mystnb={"figure": {"caption": "Eight brains that VAE-H imagines from random codes. No mask is laid over them: outside the brain the network was never told what to draw.", "name": "fig-vae-h-samples"}, "image": {"alt": "Eight blurred imaginary brain slices surrounded by arbitrary grey."}}
+figures.latent_samples(2 * torch.sigmoid(location) - 1)
+
+# %% [markdown]
+# The grey around the brains is the price of the masked likelihood: pixels outside the mask had no say in training,
+# so they hold anything. The lab lays the mask over every reconstruction, as the paper does.
+#
+# ## What it draws from a tumour
+#
+# Now the question that the method rests on. VAE-H has never seen a tumour. What does it make of one?
+
+# %%
+table = store.table
+ill = table[(table["group"] == "unlabelled") & (table["split"] == "validation")]
+largest = ill.sort_values("lesion_mm2").groupby("subject").tail(1).index[-6:].to_numpy()
+images, masks = store.tensors(largest)
+drawn = vae_h.reconstruct(images, masks)
+
+# %% mystnb={"figure": {"caption": "Slices with a tumour (top) and what VAE-H draws of them (bottom). Where the tumour was, look for ordinary tissue, or for a faint memory of brightness.", "name": "fig-vae-h-tumours"}, "image": {"alt": "Six brain slices with bright tumours, and VAE-H's reconstructions below, in which the tumours are mostly gone."}}
+figures.reconstructions(images, drawn, masks)
+
+# %%
+lesions = torch.as_tensor(store.lesion_mask(largest))[:, None]
+removed = (images - drawn)[lesions].mean() / (images[lesions].mean() - images[masks & ~lesions].mean())
+float(removed)
+
+# %% tags=["remove-input"]
+say(
+    f"Inside the lesion masks the drawing is darker than the slice by **{removed:.0%}** of what makes the tumour stand "
+    "out from the rest of the brain. Not all of it need be the tumour's removal: blur darkens bright things as well. "
+    "Chapter 9 has the counterfactual, and can tell."
+)
+
+# %% [markdown]
+# ## Summary
+#
+# In this chapter we saw
+#
+# - VAE-H trained on healthy slices only, with the paper's augmentations;
+# - learning curves, and what the KL term says about the code;
+# - that it draws healthy brains, blurred, from slices, from tumours, and from nothing.
+#
+# ## Exercises
+#
+# **1. Median or mean?** `reconstruct` can draw the mean instead of the median. How far apart are the two on the
+# healthy validation slices, inside the mask?
+
+# %% tags=["hide-cell", "solution"]
+images, masks = store.tensors(shown)
+median = vae_h.reconstruct(images, masks, statistic="median")
+mean = vae_h.reconstruct(images, masks, statistic="mean")
+difference = float((median - mean)[masks].abs().mean())
+assert 0 < difference < 0.1
+print(f"mean absolute difference {difference:.4f} on a range of 2")
+
+# %% [markdown]
+# **2. Is the code used?** A latent dimension whose posterior equals the prior carries nothing. Count the dimensions
+# whose KL term, averaged over the validation slices, exceeds 0.05 nats.
+
+# %% tags=["hide-cell", "solution"]
+with torch.no_grad():
+    mean, log_variance = vae_h.encode(images)
+per_dimension = 0.5 * (mean**2 + log_variance.exp() - log_variance - 1).mean(dim=0)
+used = int((per_dimension > 0.05).sum())
+assert 0 < used <= lab.profile.latent_dim
+print(f"{used} of {lab.profile.latent_dim} dimensions are in use")
+
+# %% [markdown]
+# ## What comes next
+#
+# One network that knows only health is half of the method. [Chapter 5](05_training_vae.ipynb) trains the other half,
+# which has seen everything and was told nothing.
