@@ -5,10 +5,15 @@
 >>> lab.model("vae_h")                 # trained if it isn't there, loaded if it is
 """
 
+import json
 import os
+import platform
+import subprocess
+from datetime import date
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from . import (
     cohorts,
@@ -24,9 +29,10 @@ from . import (
 )
 from .profiles import Profile, load_profile
 from .slices import SliceStore
-from .workspace import Workspace, code_of, fingerprint, read_inputs
+from .workspace import Workspace, code_of, fingerprint, read_inputs, write_atomically
 
 RUNS_VARIABLE = "TWO_LATENTS_RUNS"
+REFERENCE_DIRECTORY = Path(__file__).parents[1] / "book" / "reference"
 
 # Which settings each artefact depends on: change one, and just what follows from it is made anew.
 COHORT_SETTINGS = ("cohort", "n_healthy", "n_unlabelled", "voxel_mm", "multifocal_fraction")
@@ -48,6 +54,20 @@ EVALUATION_SETTINGS = ("thresholds_mm2", "folds", "bootstrap_samples")
 def runs_directory() -> Path:
     """Return where runs live: ``$TWO_LATENTS_RUNS``, or ``runs`` beside the library."""
     return Path(os.environ.get(RUNS_VARIABLE) or Path(__file__).parents[1] / "runs")
+
+
+def reference_runs() -> dict[str, pd.DataFrame]:
+    """Return the results kept with the book, by a label that says where they come from.
+
+    Each is a folder ``book/reference/<name>/`` with ``results.csv`` and ``provenance.json``, as
+    written by :meth:`Lab.keep_as_reference`.
+    """
+    runs = {}
+    for file in sorted(REFERENCE_DIRECTORY.glob("*/provenance.json")):
+        facts = json.loads(file.read_text())
+        label = "profile {profile}, seed {seed}, on {machine}, {date}, commit {commit}"
+        runs[label.format(**facts)] = pd.read_csv(file.with_name("results.csv"))
+    return runs
 
 
 class Lab:
@@ -141,7 +161,9 @@ class Lab:
     def _trained(self, name: str) -> Path:
         store = self.slices()
         code = code_of(likelihoods, models, objectives, training)
-        inputs = self._inputs(TRAINING_SETTINGS, code, method=name, slices=self._made_from("slices"))
+        inputs = self._inputs(
+            TRAINING_SETTINGS, code, method=name, slices=self._made_from("slices")
+        )
 
         def make(directory: Path) -> None:
             training.train_method(name, store, self.profile, directory, seed=self.seed)
@@ -186,6 +208,36 @@ class Lab:
             intervals.to_csv(directory / "intervals.csv", index=False)
 
         return self.workspace.artefact("results", inputs, make)
+
+    def keep_as_reference(self) -> Path:
+        """Copy the results into the book, with where they come from; return their folder.
+
+        Chapter 8 shows them beside its own run, labelled (see :func:`reference_runs`). Weights
+        are not kept: they are large, and can be made again.
+        """
+        results = self.results()
+        folder = REFERENCE_DIRECTORY / f"{self.profile.name}-seed-{self.seed}"
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=REFERENCE_DIRECTORY.parent,
+            capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+        facts = {
+            "profile": self.profile.name,
+            "seed": self.seed,
+            "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), {gpu}",
+            "date": date.today().isoformat(),
+            "commit": commit,
+            "torch": torch.__version__,
+            "settings": self.profile.model_dump(mode="json"),
+        }
+        with write_atomically(folder / "results.csv") as file:
+            results.to_csv(file, index=False, float_format="%.6g")
+        with write_atomically(folder / "intervals.csv") as file:
+            self.intervals().to_csv(file, index=False, float_format="%.6g")
+        with write_atomically(folder / "provenance.json") as file:
+            file.write_text(json.dumps(facts, indent=1) + "\n")
+        return folder
 
     # -- what an artefact was made from ----------------------------------------------------------
 
