@@ -417,6 +417,18 @@ def bootstrap_intervals(
     return pd.DataFrame(rows, columns=["method", "th", "metric", "estimate", "low", "high"])
 
 
+def interval_table(intervals: pd.DataFrame, th: float) -> pd.DataFrame:
+    """Return the intervals at one Th as text ``estimate (low to high)``, a row per method."""
+    at_th = intervals[intervals["th"] == th]
+    numbers = zip(at_th["estimate"], at_th["low"], at_th["high"], strict=True)
+    text = [f"{value:.3f} ({low:.3f} to {high:.3f})" for value, low, high in numbers]
+    table = at_th.assign(text=text).pivot(index="method", columns="metric", values="text")
+    methods = [method for method in SCORES if method in table.index]
+    metrics = [metric for metric in METRICS if metric in table.columns]
+    table = table.loc[methods, metrics].rename(index=SCORES, columns=METRICS)
+    return table.rename_axis(index=f"95 % intervals, Th {th:g}", columns=None)
+
+
 # -- What is found, and what VAE-H drew ------------------------------------------------------------
 
 

@@ -1,12 +1,13 @@
 """Every picture of the book: arrays and tables in, one matplotlib Figure out.
 
-Images are ``(N, S, S)`` or ``(N, 1, S, S)`` arrays or tensors, anterior up, as in the slice store.
+Images are ``(N, S, S)`` arrays or tensors, anterior up, as in the slice store.
 Colours mean the same everywhere (seaborn's colour-blind palette): blue is healthy, orange has to
 do with a tumour, grey is a control.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from os import PathLike
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,6 +24,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from .evaluation import held_out, methods_of
 from .scoring import SCORES
+from .workspace import write_atomically
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 HEALTHY, TUMOUR, CONTROL, INK = PALETTE[0], PALETTE[1], "0.55", "0.15"
@@ -156,8 +158,10 @@ def _image_rows(
             if lesions is not None:
                 _outline(panel, _stack(lesions)[i])
         # The label may reach over the next columns without making the first one wider.
-        panels[0].set_title(" ", loc="right")
-        panels[0].set_title(label).set_in_layout(False)
+        panels[0].set_title(" ")
+        panels[0].annotate(
+            label, (0, 1), (0, 5), "axes fraction", textcoords="offset points"
+        ).set_in_layout(False)
     return figure
 
 
@@ -175,49 +179,66 @@ def _unit(images: np.ndarray) -> np.ndarray:
 
 
 @_figure
-def the_idea(image: object, reconstruction: object, lesion: object = None) -> Figure:
+def the_idea(
+    image: object,
+    reconstruction: object,
+    code: object = None,
+    code_h: object = None,
+    distance: float | None = None,
+) -> Figure:
     """Draw the method: a slice, what VAE-H makes of it, and their distance in VAE's latent space.
 
-    ``image``, ``reconstruction`` and ``lesion`` are one slice each.
+    Parameters
+    ----------
+    image, reconstruction
+        One slice and VAE-H's reconstruction of it, ``(S, S)``.
+    code, code_h
+        Their codes ``(latent_dim,)``, shown as bar codes where given.
+    distance
+        The latent distance, printed where given.
     """
-    figure = plt.figure(figsize=(WIDTH, 5.4), layout="none")
-    left, right = figure.add_axes([0.02, 0.5, 0.36, 0.42]), figure.add_axes([0.62, 0.5, 0.36, 0.42])
-    latent = figure.add_axes([0.02, 0.02, 0.96, 0.31])
-    for panel, picture, title in (
-        (left, image, "a slice, x"),
-        (right, reconstruction, "what VAE-H draws, x_h"),
-    ):
-        _show(panel, _stack(picture)[0])
-        panel.set_title(title.replace("x_h", "$x_h$").replace(", x", ", $x$"), loc="center")
-    if lesion is not None:
-        _outline(left, _stack(lesion)[0])
-
+    figure = plt.figure(figsize=(WIDTH, 5.6), layout="none")
+    panels = [figure.add_axes([x, 0.53, 0.36, 0.4]) for x in (0.02, 0.62)]
+    latent = figure.add_axes([0.02, 0.01, 0.96, 0.37])
+    latent.set(xlim=(0, 1), ylim=(0, 1), facecolor="0.95")
+    _bare(latent)
     arrow = {"arrowstyle": "-|>", "mutation_scale": 18, "linewidth": 1.6, "color": INK}
-    across = ConnectionPatch((1.02, 0.5), (-0.02, 0.5), "axes fraction", "axes fraction",
-                             axesA=left, axesB=right, **arrow)  # fmt: skip
-    figure.add_artist(across)
-    figure.text(0.5, 0.735, "VAE-H", ha="center", weight="bold", color=HEALTHY)
-    figure.text(0.5, 0.615, "has only seen\nhealthy brains", ha="center", color=HEALTHY)
-
-    latent.set(xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[], facecolor="0.95")
-    latent.spines[:].set_visible(False)
-    points = {left: (0.19, 0.42), right: (0.81, 0.62)}
-    for panel, point in points.items():
-        down = ConnectionPatch((0.5, -0.03), point, "axes fraction", "data", axesA=panel,
-                               axesB=latent, shrinkB=7, **arrow)  # fmt: skip
-        figure.add_artist(down)
-    latent.plot(*points[left], "o", color=TUMOUR, markersize=11)
-    latent.plot(*points[right], "o", color=HEALTHY, markersize=11)
-    latent.annotate("", points[right], points[left], arrowprops={
-        "arrowstyle": "<->", "shrinkA": 8, "shrinkB": 8, "linewidth": 2, "color": SCORE_COLOUR
-    })  # fmt: skip
+    points = [(0.19, 0.5), (0.81, 0.7)]
+    titles = ["a slice, $x$", "VAE-H's drawing, $x_h$"]
+    names = [r"$\mu(x)$", r"$\mu(x_h)$"]
+    for i, (x, y) in enumerate(points):
+        _show(panels[i], _stack((image, reconstruction)[i])[0])
+        panels[i].set_title(titles[i], loc="center")
+        figure.add_artist(
+            ConnectionPatch(
+                (0.5, -0.03),
+                (x, y),
+                "axes fraction",
+                "data",
+                axesA=panels[i],
+                axesB=latent,
+                shrinkB=8,
+                **arrow,
+            )
+        )
+        latent.plot(x, y, "o", color=(TUMOUR, HEALTHY)[i], markersize=11)
+        latent.text(x, y - 0.1, names[i], ha="center", va="top")
+        if (code, code_h)[i] is not None:
+            strip = _bare(latent.inset_axes([x - 0.16, y - 0.31, 0.32, 0.07]))
+            strip.imshow(_stack((code, code_h)[i]), cmap="RdBu_r", vmin=-3, vmax=3, aspect="auto")
+    ends = ((1.02, 0.5), (-0.02, 0.5), "axes fraction", "axes fraction")
+    figure.add_artist(ConnectionPatch(*ends, axesA=panels[0], axesB=panels[1], **arrow))
+    figure.text(0.5, 0.755, "VAE-H", ha="center", weight="bold", color=HEALTHY)
+    figure.text(0.5, 0.645, "has only seen\nhealthy brains", ha="center", color=HEALTHY)
+    figure.text(0.5, 0.44, "VAE encodes both", ha="center")
+    between = {"arrowstyle": "<->", "shrinkA": 8, "shrinkB": 8, "linewidth": 2}
+    latent.annotate("", points[1], points[0], arrowprops=between | {"color": SCORE_COLOUR})
+    number = "" if distance is None else f" = {float(distance):.1f}"
     latent.text(
-        0.5, 0.64, "latent distance = score", ha="center", color=SCORE_COLOUR, weight="bold"
+        0.5, 0.78, f"latent distance{number}", ha="center", color=SCORE_COLOUR, weight="bold"
     )
-    latent.text(0.5, 0.1, "latent space of VAE, which has seen slices of both kinds", ha="center")
-    for x, code in ((0.19, r"$\mu(x)$"), (0.81, r"$\mu(x_h)$")):
-        latent.text(x, 0.25 if x < 0.5 else 0.4, code, ha="center", va="center")
-    figure.text(0.5, 0.4, "VAE encodes both", ha="center")
+    latent.text(0.5, 0.4, "this is the score", ha="center", color=SCORE_COLOUR)
+    latent.text(0.5, 0.05, "latent space of VAE, which has seen slices of both kinds", ha="center")
     return figure
 
 
@@ -335,17 +356,20 @@ def slice_strip(
     lesions: object = None,
     labels: Sequence[str] | None = None,
     colour_map: str = "gray",
+    limit: float | None = None,
     columns: int = 6,
 ) -> Figure:
     """Draw slices in reading order; lesions outlined.
 
-    With another ``colour_map`` than grey the values are a map (NaN: nothing), with a colour bar.
+    With another ``colour_map`` than grey the values are a map (NaN: nothing) with a colour bar,
+    from ``-limit`` to ``limit`` where that is given.
     """
     images = _stack(images)
     lesions = np.zeros_like(images) if lesions is None else _stack(lesions)
     low, high = (-1, 1) if colour_map == "gray" else (np.nanmin(images), np.nanmax(images))
+    low, high = (low, high) if limit is None else (-limit, limit)
     columns = min(columns, len(images))
-    figure, axes = _image_grid(-(-len(images) // columns), columns, extra=0.3)
+    figure, axes = _image_grid(-(-len(images) // columns), columns, extra=0.3 * bool(labels))
     for i, (image, lesion) in enumerate(zip(images, lesions, strict=True)):
         shown = _show(axes.flat[i], image, low, high, cmap=colour_map)
         _outline(axes.flat[i], lesion)
@@ -389,7 +413,7 @@ def logit_normal_densities(
 def learning_curves(history: pd.DataFrame) -> Figure:
     """Draw each term of the objective over the epochs, in training and validation.
 
-    Columns: ``epoch``, ``log_likelihood``, ``kl``, and their ``validation_`` twins.
+    Columns: ``epoch`` (from 0), ``log_likelihood``, ``kl``, and their ``validation_`` twins.
     """
     titles = {"log_likelihood": "negative log-likelihood", "kl": "KL term"}
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.2))
@@ -401,8 +425,10 @@ def learning_curves(history: pd.DataFrame) -> Figure:
         ):
             if name in history:
                 label = "validation" if name.startswith("validation") else "training"
-                panel.plot(history["epoch"], sign * history[name], line, color=colour, label=label)
-        panel.set(title=f"{title}\n(nats per slice)", xlabel="epoch")
+                panel.plot(
+                    history["epoch"] + 1, sign * history[name], line, color=colour, label=label
+                )
+        panel.set(title=f"{title}\n(nats per slice)", xlabel="epochs done")
         panel.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend()
     return figure
@@ -412,15 +438,21 @@ def learning_curves(history: pd.DataFrame) -> Figure:
 def reconstructions(
     images: object,
     drawn: object,
-    masks: object,
-    others: Mapping[str, object] | None = None,
+    masks: object = None,
     label: str = "VAE-H",
+    others: Mapping[str, object] | None = None,
+    labels: tuple[str, str] | None = None,
     lesions: object = None,
 ) -> Figure:
-    """Draw slices above what one or more networks draw of them, within the brain masks."""
-    rows = {"the slice": images, f"drawn by {label}": drawn}
-    rows |= {f"drawn by {name}": other for name, other in (others or {}).items()}
-    inside = _stack(masks) > 0
+    """Draw slices above what one or more networks draw of them, within the brain masks if given.
+
+    ``label`` names the network of ``drawn``, the keys of ``others`` further ones. ``labels``
+    replaces the titles of the first two rows.
+    """
+    first, second = labels or ("the slice", f"drawn by {label}")
+    further = {f"drawn by {name}": other for name, other in (others or {}).items() if name != label}
+    rows = {first: images, second: drawn} | further
+    inside = True if masks is None else _stack(masks) > 0
     return _image_rows({k: np.where(inside, _stack(v), -1) for k, v in rows.items()}, lesions)
 
 
@@ -571,45 +603,43 @@ def score_against_area(
 
 @_figure
 def matched_pairs_example(
-    slices: pd.DataFrame,
-    pairs: pd.DataFrame,
-    positives: object,
-    negatives: object,
-    lesions: object = None,
-    method: str = "latent_distance",
+    store: object, slices: pd.DataFrame, method: str = "latent_distance"
 ) -> Figure:
     """Draw pairs of slices of like area and height: above with a tumour, below without.
 
     Parameters
     ----------
+    store
+        Their slice store: ``images`` and ``lesion_mask(rows)`` are looked at.
     slices
-        The scores of the slices.
-    pairs
-        Rows of :func:`lab_utils.evaluation.matched_pairs`.
-    positives, negatives, lesions
-        The pairs' images, and the lesion masks of the positives.
+        Rows of the scores table, in turn the positive and the negative slice of a pair.
     """
-    positives, negatives = _stack(positives), _stack(negatives)
-    lesions = np.zeros_like(positives) if lesions is None else _stack(lesions)
-    figure, axes = _image_grid(2, len(pairs), extra=1.2)
-    for i, pair in enumerate(pairs.itertuples()):
-        ill, well = slices.loc[pair.positive], slices.loc[pair.negative]
-        _show(axes[0, i], positives[i])
-        _outline(axes[0, i], lesions[i])
-        _show(axes[1, i], negatives[i])
-        won = ill[method] > well[method]
-        for panel, row, colour in ((axes[0, i], ill, TUMOUR), (axes[1, i], well, HEALTHY)):
-            panel.set_title(f"score {row[method]:.3g}", loc="center", color=colour,
-                            weight="bold" if (row is ill) == won else "normal")  # fmt: skip
-        axes[1, i].set_xlabel("ranked right" if won else "ranked wrong")
-    axes[0, 0].set_ylabel("with a tumour", color=TUMOUR)
-    axes[1, 0].set_ylabel("without", color=HEALTHY)
+    ill, well = slices.iloc[::2], slices.iloc[1::2]
+    side = 2 * WIDTH / 3 / max(2, len(ill))
+    figure, axes = plt.subplots(2, len(ill), figsize=(WIDTH, 2 * side + 1.2), squeeze=False)
+    for panels, part, other, colour, name in (
+        (axes[0], ill, well, TUMOUR, "with a tumour"),
+        (axes[1], well, ill, HEALTHY, "without"),
+    ):
+        rows = part["row"].to_numpy()
+        for panel, image, lesion, own, rival in zip(
+            panels, store.images[rows], store.lesion_mask(rows), part[method], other[method],
+            strict=True,
+        ):  # fmt: skip
+            _show(panel, image)
+            _outline(panel, lesion)
+            weight = "bold" if own > rival else "normal"
+            panel.set_title(f"score {own:.3g}", loc="center", color=colour, weight=weight)
+        panels[0].set_ylabel(name, color=colour)
+    for panel, right in zip(axes[1], ill[method].to_numpy() > well[method].to_numpy(), strict=True):
+        panel.set_xlabel("ranked right" if right else "ranked wrong")
     return figure
 
 
 @_figure
-def figure_1(images: object, reconstructions: object, residuals: object, lesions: object) -> Figure:
+def figure_1(images: object, reconstructions: object, lesions: object, masks: object) -> Figure:
     """Draw the paper's Figure 1: original, reconstruction, residual and lesion mask, in rows."""
+    residuals = (_stack(images) - _stack(reconstructions)) * _stack(masks)
     rows = {"the slice": images, "drawn by VAE-H": reconstructions, RESIDUAL: residuals}
     return _image_rows(rows | {"lesion mask": _stack(lesions) > 0}, signed=[RESIDUAL])
 
@@ -619,14 +649,14 @@ def figure_1(images: object, reconstructions: object, residuals: object, lesions
 
 @_figure
 def counterfactual_panel(
-    images: object, reconstructions: object, counterfactuals: object, lesions: object
+    images: object, reconstructions: object, counterfactuals: object, lesions: object, masks: object
 ) -> Figure:
     """Draw slices, what VAE-H drew, what it should have drawn, and the difference of the two."""
     rows = {
         "the slice": images,
         "drawn by VAE-H": reconstructions,
         "what it should have drawn: the counterfactual": counterfactuals,
-        EXCESS: _stack(reconstructions) - _stack(counterfactuals),
+        EXCESS: (_stack(reconstructions) - _stack(counterfactuals)) * _stack(masks),
     }
     return _image_rows(rows, lesions, signed=[EXCESS])
 
@@ -660,7 +690,13 @@ def counterfactual_error_bars(errors: pd.DataFrame) -> Figure:
     return figure
 
 
-# -- Tables ----------------------------------------------------------------------------------------
+# -- Tables and files ------------------------------------------------------------------------------
+
+
+def save(figure: Figure, path: str | PathLike) -> None:
+    """Write a figure to ``path``, whole or not at all."""
+    with write_atomically(path) as file:
+        figure.savefig(file, bbox_inches="tight")
 
 
 def style_table(table: pd.DataFrame, caption: str = "", precision: int = 3) -> Styler:

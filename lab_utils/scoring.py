@@ -1,6 +1,6 @@
 """Scores: one number per slice, the larger the less healthy; no score sees a lesion mask.
 
-Every function takes images ``(N, 1, S, S)`` in [-1, 1] with background -1 and boolean brain masks
+Every function takes images ``(N, S, S)`` in [-1, 1] with background -1 and boolean brain masks
 of the same shape, works through them in batches on the model's device and without gradients, and
 returns float32 on the CPU. Another shape or type is a ValueError.
 """
@@ -50,8 +50,8 @@ def in_batches(
 
 
 def _check(images: Tensor, *more: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] != 1 or len(images) == 0:
-        raise ValueError(f"expected slices of shape (N, 1, S, S), found {tuple(images.shape)}")
+    if images.ndim != 3 or len(images) == 0:
+        raise ValueError(f"expected a stack of slices (N, S, S), found {tuple(images.shape)}")
     masks = more[0] if more else images
     if masks.shape != images.shape or (more and masks.dtype != torch.bool):
         raise ValueError(
@@ -70,7 +70,7 @@ def latent_means(vae: nn.Module, images: Tensor) -> Tensor:
 def reconstructions(
     model: nn.Module, images: Tensor, masks: Tensor, statistic: str = "median"
 ) -> Tensor:
-    """Return ``model``'s reconstructions ``(N, 1, S, S)`` in [-1, 1], -1 outside the masks."""
+    """Return ``model``'s reconstructions ``(N, S, S)`` in [-1, 1], -1 outside the masks."""
     return in_batches(lambda x, m: model.reconstruct(x, m, statistic), model, images, masks)
 
 
@@ -151,11 +151,11 @@ class TemplateZ:
 
         mean = sums[1] / sums[0]
         sd = (sums[2] / sums[0] - mean**2).clamp(min=cls.MIN_SD**2).sqrt()
-        shape = (len(grid), *images.shape[2:])
+        shape = (len(grid), *images.shape[1:])
         return cls(grid.float(), mean.float().view(shape), sd.float().view(shape))
 
     def z_map(self, images: Tensor, masks: Tensor, heights_mm: Tensor) -> Tensor:
-        """Return ``(x - mean) / sd`` per pixel, ``(N, 1, S, S)``; 0 outside the masks."""
+        """Return ``(x - mean) / sd`` per pixel, ``(N, S, S)``; 0 outside the masks."""
         return in_batches(self._z, None, images, masks, heights_mm)
 
     def score(self, images: Tensor, masks: Tensor, heights_mm: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ class TemplateZ:
 
     def _z(self, x: Tensor, mask: Tensor, height_mm: Tensor) -> Tensor:
         nearest = (height_mm[:, None] - self.heights_mm).abs().argmin(1)
-        return (x - self.mean[nearest, None]) / self.sd[nearest, None] * mask
+        return (x - self.mean[nearest]) / self.sd[nearest] * mask
 
 
 def score_store(
@@ -195,7 +195,7 @@ def score_store(
     def load(rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         images, masks = store.images[rows], store.brain_mask(rows)
         heights = store.table["height_mm"].to_numpy(np.float32)[rows]
-        return torch.tensor(images)[:, None], torch.tensor(masks)[:, None], torch.tensor(heights)
+        return torch.tensor(images), torch.tensor(masks), torch.tensor(heights)
 
     rows = np.concatenate([store.rows(split=split) for split in ("validation", "test")])
     template = TemplateZ.fit(*load(store.rows(group="healthy", split="train")))
