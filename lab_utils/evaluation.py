@@ -113,12 +113,18 @@ def count_pairs(slices: pd.DataFrame, method: str, th: float, matched: bool) -> 
         own_score, own_area, own_height = (column[here, None] for column in columns)
         counts = np.ones((here.sum(), len(score)))
         if matched:
-            alike = np.abs(own_area - area) <= ALIKE_AREA * np.maximum(own_area, area)
-            counts = alike & (np.abs(own_height - height) <= ALIKE_HEIGHT_MM)
+            counts = _alike(own_area, own_height, area, height)
         won = (own_score > score) + 0.5 * (own_score == score)
         wins[s] = (counts * won).sum(0) @ opponent
         pairs[s] = counts.sum(0) @ opponent
     return PairCounts(wins, pairs)
+
+
+def _alike(
+    area: np.ndarray, height: np.ndarray, other_area: np.ndarray, other_height: np.ndarray
+) -> np.ndarray:
+    near = np.abs(area - other_area) <= ALIKE_AREA * np.maximum(area, other_area)
+    return near & (np.abs(height - other_height) <= ALIKE_HEIGHT_MM)
 
 
 def matched_pairs(slices: pd.DataFrame, th: float = 20) -> pd.DataFrame:
@@ -126,16 +132,13 @@ def matched_pairs(slices: pd.DataFrame, th: float = 20) -> pd.DataFrame:
 
     Columns ``positive`` and ``negative`` are labels of the index of ``slices``.
     """
-    positive = slices["lesion_mm2"] > th
-    columns = slices[["brain_mm2", "height_mm"]]
-    negatives = columns[~positive]
-    found = []
-    for label, (area, height) in columns[positive].iterrows():
-        larger = np.maximum(area, negatives["brain_mm2"])
-        alike = (negatives["brain_mm2"] - area).abs() <= ALIKE_AREA * larger
-        alike &= (negatives["height_mm"] - height).abs() <= ALIKE_HEIGHT_MM
-        found += [(label, other) for other in negatives.index[alike]]
-    return pd.DataFrame(found, columns=["positive", "negative"])
+    positive = slices["lesion_mm2"].to_numpy() > th
+    area, height = slices[["brain_mm2", "height_mm"]].to_numpy().T
+    labels = slices.index.to_numpy()
+    own, other = np.nonzero(
+        _alike(area[positive, None], height[positive, None], area[~positive], height[~positive])
+    )
+    return pd.DataFrame({"positive": labels[positive][own], "negative": labels[~positive][other]})
 
 
 def weighted_average_precision(
@@ -344,7 +347,7 @@ def summarise(results: pd.DataFrame, rule: str = "selected") -> pd.DataFrame:
     if chosen.empty:
         raise ValueError(f"no results by rule {rule!r}: found {sorted(results['rule'].unique())}")
     groups = chosen.groupby(["th", "method"])[list(METRICS)]
-    summary = groups.mean().join(groups.std(), rsuffix="_sd").reset_index()
+    summary = groups.mean().join(groups.std().add_suffix("_sd")).reset_index()
     columns = [name for metric in METRICS for name in (metric, f"{metric}_sd")]
     rank = summary["method"].map(list(SCORES).index)
     return summary.assign(rank=rank).sort_values(["th", "rank"], ignore_index=True)[
@@ -358,14 +361,13 @@ def side_by_side(summary: pd.DataFrame, paper: pd.DataFrame = PAPER_TABLE_1) -> 
     Rows are Th and method; columns are metric and ``"paper"`` or ``"ours"``. What the paper does
     not report is left empty.
     """
-    sides = {"paper": paper, "ours": summary}
     text = {}
-    for (metric, label), (side, table) in product(METRICS.items(), sides.items()):
+    for (metric, label), (side, table) in product(
+        METRICS.items(), {"paper": paper, "ours": summary}.items()
+    ):
         if metric in table:
-            rows = table.set_index(["th", "method"])
-            text[label, side] = rows[metric].map("{:.3f}".format).where(
-                rows[metric].notna(), "no pairs"
-            ) + rows[f"{metric}_sd"].map(" ± {:.3f}".format).where(rows[f"{metric}_sd"].notna(), "")
+            rows = table.set_index(["th", "method"])[[metric, f"{metric}_sd"]]
+            text[label, side] = rows.apply(lambda row: "{:.3f} ± {:.3f}".format(*row), axis=1)
     index = pd.MultiIndex.from_frame(summary[["th", "method"]])
     table = pd.DataFrame({key: column.reindex(index) for key, column in text.items()}).fillna("")
     return table.rename(index=SCORES, level="method").rename_axis(index=["Th", "Method"])

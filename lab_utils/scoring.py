@@ -30,7 +30,7 @@ SCORES = {
 BATCH_SIZE = 256
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def in_batches(
     function: Callable[..., Tensor], model: nn.Module | None, images: Tensor, *more: Tensor
 ) -> Tensor:
@@ -127,7 +127,7 @@ class TemplateZ:
     MIN_SD = 0.01
 
     @classmethod
-    @torch.inference_mode()
+    @torch.no_grad()
     def fit(cls, images: Tensor, masks: Tensor, heights_mm: Tensor) -> "TemplateZ":
         """Fit the template to healthy training slices at ``heights_mm``, ``(N,)``.
 
