@@ -4,6 +4,7 @@ VAE-H, VAE and the baselines are all this network; they differ in the slices and
 are trained with, and in the few settings of their output.
 """
 
+import itertools
 import math
 from typing import Literal
 
@@ -73,7 +74,7 @@ class VAE(nn.Module):
 
         widths = (1, *s.encoder_channels)
         layers: list[nn.Module] = []
-        for narrow, wide in zip(widths, widths[1:], strict=False):
+        for narrow, wide in itertools.pairwise(widths):
             layers += [nn.Conv2d(narrow, wide, KERNEL_SIZE, STRIDE, PADDING), activation()]
         flat = s.encoder_channels[-1] * self.small_size**2
         self.encoder = nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, 2 * s.latent_dim))
@@ -81,7 +82,7 @@ class VAE(nn.Module):
         widths = (*s.decoder_channels, outputs)
         shape = (s.decoder_channels[0], self.small_size, self.small_size)
         layers = [nn.Linear(s.latent_dim, math.prod(shape)), nn.Unflatten(1, shape)]
-        for wide, narrow in zip(widths, widths[1:], strict=False):
+        for wide, narrow in itertools.pairwise(widths):
             layers += [
                 activation(), nn.ConvTranspose2d(wide, narrow, KERNEL_SIZE, STRIDE, PADDING)
             ]  # fmt: skip

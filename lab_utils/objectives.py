@@ -190,9 +190,11 @@ def model_settings(name: str, profile: Profile) -> dict[str, object]:
     shared = ("image_size", "encoder_channels", "decoder_channels", "latent_dim", "min_variance")
     settings = {field: getattr(profile, field) for field in shared}
     if METHODS[name].group == "healthy":
-        own = dict(
-            activation="leaky_relu", clip=profile.vae_h_clip, variance=profile.vae_h_variance
-        )
+        own = {
+            "activation": "leaky_relu",
+            "clip": profile.vae_h_clip,
+            "variance": profile.vae_h_variance,
+        }
     else:
-        own = dict(activation="elu", clip=profile.vae_clip, variance=profile.vae_variance)
+        own = {"activation": "elu", "clip": profile.vae_clip, "variance": profile.vae_variance}
     return settings | own

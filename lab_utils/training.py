@@ -12,7 +12,7 @@ model), ``history.csv`` (one row per epoch) and ``state.pt`` (all that is needed
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,6 +151,8 @@ def _fit(
     loss_of, optimizer = fabric.setup(_LossModule(model, objective), optimizer)
     identity = _identity(model, objective, images, settings, seed, fabric)
     history = _resume(directory, model, optimizer, identity)
+    if history and fabric.is_global_zero:  # the other files may be an epoch behind the state
+        _save(directory, model, optimizer, history, identity)
     augment = Augment.of(settings)
     n_batches = max(1, len(images) // settings.batch_size)
     bar = tqdm(
@@ -210,7 +212,7 @@ def _validate(
 ) -> dict[str, float]:
     # The same noise after every epoch, so that the curve moves with the weights alone.
     noise = _generator(fabric.device, seed, VALIDATION, fabric.global_rank)
-    options = dict(beta=settings.beta, generator=noise, settings=settings)
+    options = {"beta": settings.beta, "generator": noise, "settings": settings}
     rows = torch.arange(len(images), device=fabric.device)
     batches = rows.tensor_split(fabric.world_size)[fabric.global_rank].split(settings.batch_size)
     terms = []
@@ -274,7 +276,8 @@ def load_model(directory: Path, device: str | torch.device | None = None) -> VAE
     settings = ModelSettings.model_validate_json((directory / MODEL_FILE).read_text())
     model = VAE(**settings.model_dump())
     model.load_state_dict(load_file(directory / WEIGHTS_FILE))
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device, memory_format=torch.channels_last).eval()
 
 
 def _identity(
@@ -286,7 +289,7 @@ def _identity(
         "slices": len(images),
         "seed": seed,
         "devices": fabric.world_size,
-        "precision": fabric._precision.precision,
+        "precision": choose_precision(settings.precision, fabric.device),
         **model.settings.model_dump(mode="json"),
         **settings.model_dump(mode="json", include=set(RESUMED_SETTINGS)),
     }
