@@ -368,7 +368,8 @@ def side_by_side(summary: pd.DataFrame, paper: pd.DataFrame = PAPER_TABLE_1) -> 
         if metric in table:
             rows = table.set_index(["th", "method"])[[metric, f"{metric}_sd"]]
             text[label, side] = rows.apply(lambda row: "{:.3f} ± {:.3f}".format(*row), axis=1)
-    index = pd.MultiIndex.from_frame(summary[["th", "method"]])
+    th = pd.to_numeric(summary["th"], downcast="integer")
+    index = pd.MultiIndex.from_arrays([th, summary["method"]])
     table = pd.DataFrame({key: column.reindex(index) for key, column in text.items()}).fillna("")
     return table.rename(index=SCORES, level="method").rename_axis(index=["Th", "Method"])
 

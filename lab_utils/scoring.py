@@ -7,15 +7,13 @@ returns float32 on the CPU. Another shape or type is a ValueError.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .slices import SliceStore
+from .slices import SliceStore
 
 #: The columns of a scores table, and the names that tables and figures print. The last two are
 #: controls without any network: a method that does no better has not shown that it sees tumours.
@@ -172,7 +170,7 @@ class TemplateZ:
 
 
 def score_store(
-    store: "SliceStore", models: Mapping[str, nn.Module], statistic: str = "median"
+    store: SliceStore, models: Mapping[str, nn.Module], statistic: str = "median"
 ) -> pd.DataFrame:
     """Return the scores table: one row per validation and test slice of either cohort.
 
@@ -192,14 +190,11 @@ def score_store(
         If a score is not finite. The message names the slice and the method.
     """
 
-    def load(rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        images, masks = store.images[rows], store.brain_mask(rows)
-        heights = store.table["height_mm"].to_numpy(np.float32)[rows]
-        return torch.tensor(images), torch.tensor(masks), torch.tensor(heights)
-
+    heights_mm = torch.as_tensor(store.table["height_mm"].to_numpy(np.float32))
+    training = store.rows(group="healthy", split="train")
+    template = TemplateZ.fit(*store.tensors(training), heights_mm[training])
     rows = np.concatenate([store.rows(split=split) for split in ("validation", "test")])
-    template = TemplateZ.fit(*load(store.rows(group="healthy", split="train")))
-    images, masks, heights_mm = load(rows)
+    images, masks = store.tensors(rows)
     scores = {
         "latent_distance": latent_distance(
             models["vae_h"], models["vae"], images, masks, statistic
@@ -208,7 +203,7 @@ def score_store(
         "l2_ce_dvae": residual_norm(models["ce_dvae"], images, masks, statistic),
         "l2_vae_ce_reg": residual_norm(models["vae_ce_reg"], images, masks, statistic),
         "brain_area": brain_area(masks),
-        "template_z": template.score(images, masks, heights_mm),
+        "template_z": template.score(images, masks, heights_mm[rows]),
     }
     columns = {name: values.double().numpy() for name, values in scores.items()}
     scored = store.table.iloc[rows].assign(row=rows, **columns).reset_index(drop=True)

@@ -17,7 +17,7 @@ SIZE = 8
 
 
 class Drawer(nn.Module):
-    """Draws slices ``factor`` times as bright, leaves junk outside the mask, and encodes linearly."""
+    """Draws slices ``factor`` times as bright, leaves junk outside the mask; a linear code."""
 
     def __init__(self, factor: float = 0.5) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Drawer(nn.Module):
 
     def encode(self, x):
         weights = torch.linspace(-1, 2, SIZE * SIZE * 3).reshape(SIZE * SIZE, 3)
-        return x.flatten(1) @ weights, torch.full((len(x), 3), 9.0)
+        return self.factor * x.flatten(1) @ weights, torch.full((len(x), 3), 9.0)
 
     def reconstruct(self, x, mask, statistic="median"):
         self.asked_for = statistic
@@ -192,8 +192,9 @@ def a_store(n: int = 24) -> SimpleNamespace:
         return np.flatnonzero(chosen)
 
     return SimpleNamespace(
-        images=images.numpy().astype(np.float16),
-        brain_mask=lambda rows: masks.numpy()[rows],
+        images=images,
+        masks=masks,
+        tensors=lambda rows: (images[rows], masks[rows]),
         table=table,
         rows=rows,
     )
@@ -208,8 +209,7 @@ def test_scores_table_holds_every_held_out_slice_and_every_score():
     scored = scoring.score_store(store, nets)
     assert list(scored["row"]) == list(range(8, 24))
     assert list(scored["subject"]) == list(store.table["subject"][8:])
-    images = torch.tensor(store.images[8:]).float()
-    masks = torch.tensor(store.brain_mask(np.arange(8, 24)))
+    images, masks = store.images[8:], store.masks[8:]
     for column, expected in {
         "latent_distance": scoring.latent_distance(nets["vae_h"], nets["vae"], images, masks),
         "l2_vae": scoring.residual_norm(nets["vae_h"], images, masks),
