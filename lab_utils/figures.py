@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 from pandas.io.formats.style import Styler
@@ -28,6 +28,7 @@ from .workspace import write_atomically
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 HEALTHY, TUMOUR, CONTROL, INK = PALETTE[0], PALETTE[1], "0.55", "0.15"
+TEXT = {HEALTHY: HEALTHY, TUMOUR: "#965f00", CONTROL: "0.35"}  # dark enough to be read
 SCORE_COLOUR = PALETTE[3]
 METHOD_COLOURS = dict(
     zip(SCORES, [SCORE_COLOUR, PALETTE[0], PALETTE[4], PALETTE[2], CONTROL, "0.3"], strict=True)
@@ -124,9 +125,9 @@ def _score_label(method: str) -> str:
     return "latent distance" if method == "latent_distance" else SCORES[method]
 
 
-def _outline(axes: Axes, lesion: np.ndarray, **options: object) -> None:
+def _outline(axes: Axes, lesion: np.ndarray) -> None:
     if np.any(lesion):
-        axes.contour(lesion, [0.5], colors=[TUMOUR], linewidths=1.2, **options)
+        axes.contour(lesion, [0.5], colors=[TUMOUR], linewidths=1.2)
 
 
 def _image_grid(rows: int, columns: int, extra: float = 0) -> tuple[Figure, np.ndarray]:
@@ -276,15 +277,16 @@ def tumour_with_counterfactual(
     ):
         _show(panel, image, *_limits(t2))
         panel.set_title(title)
-    for label, (colour, name) in LABEL_COLOURS.items():
-        part = np.asarray(lesion) == label
-        if part.any():
-            tint = np.zeros((*part.shape, 4))
-            tint[part] = (*to_rgb(colour), 0.6)
-            _show(labels, tint)
-            labels.plot([], [], "s", color=colour, label=name)
-    labels.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, handletextpad=0.1,
-                  columnspacing=0.8)  # fmt: skip
+    if lesion.dtype == bool:
+        _outline(labels, lesion)
+    else:
+        for label, (colour, name) in LABEL_COLOURS.items():
+            if np.any(lesion == label):
+                _show(labels, np.where(lesion == label, 1, np.nan), 0, 1,
+                      cmap=ListedColormap([colour]), alpha=0.6)  # fmt: skip
+                labels.plot([], [], "s", color=colour, label=name)
+        labels.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, handletextpad=0.1,
+                      columnspacing=0.8)  # fmt: skip
     change = np.asarray(t2, float) - counterfactual
     shown = _show_difference(difference, change, np.percentile(np.abs(change), 99.5))
     difference.set_title("slice minus counterfactual")
@@ -484,9 +486,7 @@ def score_distributions(
     figure, axes = plt.subplots(3, 1, sharex=True, figsize=(WIDTH, 4.2))
     for panel, (label, (values, colour)) in zip(axes, groups.items(), strict=True):
         panel.hist(values, bins, color=colour, alpha=0.8)
-        panel.set_title(
-            f"{label} ({len(values)} slices)", color="0.4" if colour == CONTROL else colour
-        )
+        panel.set_title(f"{label} ({len(values)} slices)", color=TEXT[colour])
         panel.set(yticks=[])
         panel.spines["left"].set_visible(False)
         if threshold is not None:
@@ -512,7 +512,7 @@ def latent_map(codes: object, codes_h: object, positive: np.ndarray, arrows: int
     arrows
         At most so many slices, evenly spaced, are drawn.
     """
-    codes, codes_h = (np.asarray(c.cpu() if hasattr(c, "cpu") else c) for c in (codes, codes_h))
+    codes, codes_h = _stack(codes)[0], _stack(codes_h)[0]
     pca = PCA(2, svd_solver="full").fit(np.concatenate([codes, codes_h]))
     kept = np.linspace(0, len(codes) - 1, min(arrows, len(codes))).astype(int)
     start, end = pca.transform(codes[kept]), pca.transform(codes_h[kept])
@@ -629,8 +629,8 @@ def matched_pairs_example(
             _show(panel, image)
             _outline(panel, lesion)
             weight = "bold" if own > rival else "normal"
-            panel.set_title(f"score {own:.3g}", loc="center", color=colour, weight=weight)
-        panels[0].set_ylabel(name, color=colour)
+            panel.set_title(f"score {own:.3g}", loc="center", color=TEXT[colour], weight=weight)
+        panels[0].set_ylabel(name, color=TEXT[colour])
     for panel, right in zip(axes[1], ill[method].to_numpy() > well[method].to_numpy(), strict=True):
         panel.set_xlabel("ranked right" if right else "ranked wrong")
     return figure
@@ -667,11 +667,7 @@ def counterfactual_error_bars(errors: pd.DataFrame) -> Figure:
 
     Dots are medians over slices, bars reach from the first to the third quartile.
     """
-    names = {
-        "lesion": "in the lesion",
-        "displaced": "in displaced tissue",
-        "elsewhere": "elsewhere",
-    }
+    names = {"lesion": "in lesion", "displaced": "in displaced tissue", "elsewhere": "elsewhere"}
     kinds = {"image_rmse": ("the slice itself", TUMOUR, 0.12),
              "reconstruction_rmse": ("VAE-H's drawing", HEALTHY, -0.12)}  # fmt: skip
     figure, axes = plt.subplots(figsize=(WIDTH, 3.0))

@@ -147,6 +147,15 @@ def test_volumes_are_shown_where_most_is_to_see():
     np.testing.assert_allclose(shown[3], 0.5 * figures.axial(lesion > 0, 3), atol=1e-9)
 
 
+def test_labels_are_named_and_a_plain_lesion_mask_is_outlined():
+    labels = np.zeros((SIZE, SIZE), np.uint8)
+    labels[3:6, 3:6], labels[6:9, 3:6] = 2, 4
+    named = figures.tumour_with_counterfactual(IMAGES[0], DRAWN[0], labels)
+    assert [t.get_text() for t in named.axes[2].get_legend().get_texts()] == ["oedema", "enhancing"]
+    plain = figures.tumour_with_counterfactual(IMAGES[0], DRAWN[0], labels > 0)
+    assert plain.axes[2].get_legend() is None and len(plain.axes[2].collections) == 1
+
+
 def test_a_difference_is_after_minus_before_inside_the_mask():
     figure = figures.before_after(IMAGES[0], DRAWN[0], mask=DISC, labels=("a", "b", "c"))
     middle = figure.axes[1].images[0]
