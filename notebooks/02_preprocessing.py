@@ -20,7 +20,7 @@
 #
 # **What you need.** The cohort of [chapter 1](01_the_question_and_the_data.ipynb); it is made here if it isn't there.
 #
-# **How long it takes.** {{run_time}}
+# **How long it takes.**
 
 # %% tags=["bootstrap", "remove-cell"]
 # In Colab this cell installs what is missing. Elsewhere it does nothing.
@@ -59,7 +59,9 @@ workspace = ""
 overrides = {}
 
 # %%
-from lab_utils import figures, preprocessing
+import numpy as np
+
+from lab_utils import figures, preprocessing, slices
 from lab_utils.lab import Lab
 from lab_utils.prose import say
 
@@ -95,7 +97,7 @@ volume.data.shape, volume.voxel_mm
 
 # %%
 log_bias = preprocessing.log_bias_field(volume, brain_mask)
-corrected = volume.data / preprocessing.np.exp(log_bias)
+corrected = volume.data / np.exp(log_bias)
 
 # %% mystnb={"figure": {"caption": "One slice before N4, the estimated bias field, and the slice after. The field is smooth and knows nothing of anatomy; look at the corners of the brain, where the shading was.", "name": "fig-n4"}, "image": {"alt": "Three panels: a brain slice, a smooth shading field, and the slice with the shading removed."}}
 figures.before_after(volume.data, corrected, difference=log_bias, mask=brain_mask,
@@ -103,7 +105,7 @@ figures.before_after(volume.data, corrected, difference=log_bias, mask=brain_mas
 
 # %% tags=["remove-input"]
 inside = log_bias[brain_mask]
-swing = 100 * (preprocessing.np.exp(inside.max() - inside.min()) - 1)
+swing = 100 * (np.exp(inside.max() - inside.min()) - 1)
 say(
     f"In this volume the field makes the brightest corner **{swing:.0f} %** brighter than the darkest, with no "
     "tissue to blame for it. A network would have to learn that shading, and would take it for news."
@@ -128,13 +130,14 @@ float(scaled[brain_mask].min()), float(scaled[brain_mask].max())
 # training set.
 
 # %%
-reference_row = preprocessing.reference_subject(cohort, lab.profile)
-reference = preprocessing.reference_values(reference_row, lab.profile)
-matched = preprocessing.match_histogram(scaled, brain_mask, reference)
-reference_row["subject"]
+reference_subject = slices.choose_reference(cohort, lab.profile.reference_subject)
+reference = preprocessing.reference_intensities(reference_subject, lab.profile)
+curve = preprocessing.match_histogram(scaled, brain_mask, reference)
+matched = np.interp(scaled[brain_mask], *curve)
+reference_subject["subject"]
 
 # %% mystnb={"figure": {"caption": "Intensities inside the brain mask: the subject before matching, after matching, and the reference. After matching, the subject's peaks stand where the reference's do.", "name": "fig-histograms"}, "image": {"alt": "Three intensity histograms; after matching the subject's curve lies on the reference's curve."}}
-figures.histograms({"before": scaled[brain_mask], "after": matched[brain_mask],
+figures.histograms({"before": scaled[brain_mask], "after": matched,
                     "reference": reference})  # fmt: skip
 
 # %% [markdown]
@@ -197,7 +200,8 @@ ours = correction.apply(volume.data, brain_mask)
 theirs = correction.apply(counterfactual.data, brain_mask)
 
 # %%
-displacement = preprocessing.load_displacement(patient["displacement"])
+displacement = preprocessing.load_volume(patient["displacement"]).data
+displacement = np.linalg.norm(displacement, axis=-1)
 lesion = preprocessing.load_volume(patient["lesion_mask"]).data > 0
 far = brain_mask & ~lesion & (displacement < 0.1)
 float(abs(ours - theirs)[far].mean()), float(abs(ours - theirs)[lesion].mean())
@@ -219,12 +223,11 @@ float(abs(ours - theirs)[far].mean()), float(abs(ours - theirs)[lesion].mean())
 # **1. Turn it around.** Store a volume with its first axis reversed and its affine changed to match. Show that
 # `load_volume` gives the same data.
 
-# %% tags=["hide-cell", "solution"]
+# %% tags=["solution"]
 import tempfile
 from pathlib import Path
 
 import nibabel as nib
-import numpy as np
 
 with tempfile.TemporaryDirectory() as folder:
     image = nib.load(patient["image"])
@@ -237,7 +240,7 @@ np.testing.assert_allclose(again.data, volume.data)
 # **2. A score without a network.** Use `brain_mm2` as a score for "this slice holds more than 20 mm² of lesion" and
 # compute its ROC-AUC with scikit-learn on the unlabelled slices. Write the number down: chapter 8 will want it.
 
-# %% tags=["hide-cell", "solution"]
+# %% tags=["solution"]
 from sklearn.metrics import roc_auc_score
 
 auc = roc_auc_score(unlabelled["lesion_mm2"] > 20, unlabelled["brain_mm2"])

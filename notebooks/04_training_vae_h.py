@@ -7,7 +7,7 @@
 # **What you need.** The ELBO of [chapter 3](03_a_vae_from_scratch.ipynb). Slices and model are made here if they
 # aren't there.
 #
-# **How long it takes.** {{run_time}}
+# **How long it takes.**
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -45,12 +45,12 @@ len(train_rows), len(validation_rows)
 # %%
 from lab_utils.objectives import Augment
 
-images, masks = store.tensors(train_rows[len(train_rows) // 2][None].repeat(5))
+images, masks = store.tensors([train_rows[len(train_rows) // 2]] * 6)
 generator = torch.Generator().manual_seed(seed)
-augmented, augmented_masks = Augment(lab.profile)(images, masks, generator)
+inputs, targets, masks = Augment.of(lab.profile)(images, masks, generator)
 
-# %% mystnb={"figure": {"caption": "One slice, as it is shown five times in training: swapped or not, a little brighter or darker.", "name": "fig-augmented"}, "image": {"alt": "Five copies of one brain slice, some mirrored, with slightly different brightness."}}
-figures.slice_strip(augmented)
+# %% mystnb={"figure": {"caption": "One slice, as it is shown six times in training: swapped or not, a little brighter or darker.", "name": "fig-augmented"}, "image": {"alt": "Six copies of one brain slice, some mirrored, with slightly different brightness."}}
+figures.slice_strip(inputs)
 
 # %% [markdown]
 # ## Training
@@ -71,12 +71,12 @@ figures.learning_curves(history)
 
 # %% tags=["remove-input"]
 first, last = history.iloc[0], history.iloc[-1]
-gap = last["validation_loss"] - last["train_loss"]
+gap = last["validation_loss"] - last["loss"]
 say(
     f"In {len(history)} epochs the validation loss went from {first['validation_loss']:.0f} to "
     f"**{last['validation_loss']:.0f}** nats per slice; the training loss ended {abs(gap):.0f} nats "
     f"{'below' if gap > 0 else 'above'} it. "
-    f"The KL term is {last['train_kl']:.0f} nats: that is how much each code says about its slice. "
+    f"The KL term is {last['kl']:.0f} nats: that is how much each code says about its slice. "
     f"The machine that made this page saw {history['images_per_s'].median():.0f} slices per second."
 )
 
@@ -88,7 +88,8 @@ say(
 # %%
 shown = validation_rows[:: len(validation_rows) // 8][:8]
 images, masks = store.tensors(shown)
-drawn = vae_h.reconstruct(images, masks)
+with torch.no_grad():
+    drawn = vae_h.reconstruct(images, masks)
 
 # %% mystnb={"figure": {"caption": "Healthy validation slices (top) and what VAE-H draws of them (bottom). Ventricles and outline are right; the folds of the rind are averaged away, because a short code has no room for them.", "name": "fig-vae-h-healthy"}, "image": {"alt": "Eight healthy brain slices and their blurred reconstructions."}}
 figures.reconstructions(images, drawn, masks)
@@ -122,13 +123,14 @@ table = store.table
 ill = table[(table["group"] == "unlabelled") & (table["split"] == "validation")]
 largest = ill.sort_values("lesion_mm2").groupby("subject").tail(1).index[-6:].to_numpy()
 images, masks = store.tensors(largest)
-drawn = vae_h.reconstruct(images, masks)
+with torch.no_grad():
+    drawn = vae_h.reconstruct(images, masks)
 
 # %% mystnb={"figure": {"caption": "Slices with a tumour (top) and what VAE-H draws of them (bottom). Where the tumour was, look for ordinary tissue, or for a faint memory of brightness.", "name": "fig-vae-h-tumours"}, "image": {"alt": "Six brain slices with bright tumours, and VAE-H's reconstructions below, in which the tumours are mostly gone."}}
 figures.reconstructions(images, drawn, masks)
 
 # %%
-lesions = torch.as_tensor(store.lesion_mask(largest))[:, None]
+lesions = torch.as_tensor(store.lesion_mask(largest))
 removed = (images - drawn)[lesions].mean() / (images[lesions].mean() - images[masks & ~lesions].mean())
 float(removed)
 
@@ -153,10 +155,11 @@ say(
 # **1. Median or mean?** `reconstruct` can draw the mean instead of the median. How far apart are the two on the
 # healthy validation slices, inside the mask?
 
-# %% tags=["hide-cell", "solution"]
+# %% tags=["solution"]
 images, masks = store.tensors(shown)
-median = vae_h.reconstruct(images, masks, statistic="median")
-mean = vae_h.reconstruct(images, masks, statistic="mean")
+with torch.no_grad():
+    median = vae_h.reconstruct(images, masks, statistic="median")
+    mean = vae_h.reconstruct(images, masks, statistic="mean")
 difference = float((median - mean)[masks].abs().mean())
 assert 0 < difference < 0.1
 print(f"mean absolute difference {difference:.4f} on a range of 2")
@@ -165,7 +168,7 @@ print(f"mean absolute difference {difference:.4f} on a range of 2")
 # **2. Is the code used?** A latent dimension whose posterior equals the prior carries nothing. Count the dimensions
 # whose KL term, averaged over the validation slices, exceeds 0.05 nats.
 
-# %% tags=["hide-cell", "solution"]
+# %% tags=["solution"]
 with torch.no_grad():
     mean, log_variance = vae_h.encode(images)
 per_dimension = 0.5 * (mean**2 + log_variance.exp() - log_variance - 1).mean(dim=0)

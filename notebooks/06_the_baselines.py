@@ -6,7 +6,7 @@
 #
 # **What you need.** [Chapter 4](04_training_vae_h.ipynb). What is missing is made here.
 #
-# **How long it takes.** {{run_time}}
+# **How long it takes.**
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -38,7 +38,7 @@ vae_h = lab.model("vae_h")
 drawn = scoring.reconstructions(vae_h, images, masks)
 
 # %%
-by_hand = ((images - drawn) * masks).flatten(1).norm(dim=1)
+by_hand = ((images - drawn) * masks).norm(dim=(1, 2))
 torch.testing.assert_close(by_hand, scoring.residual_norm(vae_h, images, masks))
 
 # %% [markdown]
@@ -52,7 +52,8 @@ torch.testing.assert_close(by_hand, scoring.residual_norm(vae_h, images, masks))
 
 # %%
 generator = torch.Generator().manual_seed(seed)
-one = store.tensors(store.rows(group="healthy", split="train")[200:201])[0].repeat(6, 1, 1)
+healthy_rows = store.rows(group="healthy", split="train")
+one = store.tensors([healthy_rows[len(healthy_rows) // 2]] * 6)[0]
 large = objectives.cover_with_squares(one, lab.profile.squares_ce_dvae, generator)
 small = objectives.cover_with_squares(one, lab.profile.squares_ce_reg, generator)
 
@@ -88,7 +89,7 @@ networks = {"VAE": vae_h, "CE DVAE": ce_dvae, "VAE + CE reg.": vae_ce_reg}
 drawn = {name: scoring.reconstructions(net, images, masks) for name, net in networks.items()}
 
 # %% mystnb={"figure": {"caption": "Slices with a tumour (top) and the drawings of the three healthy networks. Compare what each leaves of the tumour, and what each loses of the folds.", "name": "fig-three-drawings"}, "image": {"alt": "Four rows of brain slices: originals with tumours, and the drawings of three networks."}}
-figures.reconstructions(images, drawn["VAE"], masks, label="VAE", others=drawn | {"VAE": None})
+figures.reconstructions(images, drawn.pop("VAE"), masks, label="VAE", others=drawn)
 
 # %% [markdown]
 # ## Two scores without a network
@@ -100,7 +101,6 @@ figures.reconstructions(images, drawn["VAE"], masks, label="VAE", others=drawn |
 #   score is the L2 norm of how many standard deviations its pixels are off.
 
 # %%
-healthy_rows = store.rows(group="healthy", split="train")
 heights = torch.as_tensor(table["height_mm"].to_numpy())
 template = scoring.TemplateZ.fit(*store.tensors(healthy_rows), heights[healthy_rows])
 z = template.z_map(images, masks, heights[largest])
@@ -144,7 +144,7 @@ say(
 # **1. Per pixel.** Divide each squared residual sum by the number of brain pixels before taking the root. What happens
 # to the rank correlation with brain area?
 
-# %% tags=["hide-cell", "solution"]
+# %% tags=["solution"]
 images, masks = store.tensors(rows)
 per_pixel = scoring.residual_norm(vae_h, images, masks) / scoring.brain_area(masks).sqrt()
 area = scoring.brain_area(masks)
@@ -156,7 +156,7 @@ print(f"rank correlation with area: {correlation:.2f} per pixel, {with_area['l2_
 # %% [markdown]
 # **2. How much is covered?** What share of a slice do the squares of CE DVAE cover, on average?
 
-# %% tags=["hide-cell", "solution"]
+# %% tags=["solution"]
 blank = torch.full((500, lab.profile.image_size, lab.profile.image_size), torch.nan)
 covered = objectives.cover_with_squares(blank, lab.profile.squares_ce_dvae, generator).isfinite()
 share = float(covered.float().mean())

@@ -7,7 +7,7 @@
 # **What you need.** Both networks, from chapters [4](04_training_vae_h.ipynb) and [5](05_training_vae.ipynb). What is
 # missing is made here.
 #
-# **How long it takes.** {{run_time}}
+# **How long it takes.**
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -148,7 +148,7 @@ say(
 # **1. Swap the networks.** What if VAE-H also does the encoding, so that the method needs one network only? Compare
 # the ROC-AUC of both at more than 20 mm² on the test slices.
 
-# %% tags=["hide-cell", "solution"]
+# %% tags=["solution"]
 from sklearn.metrics import roc_auc_score
 
 one_network = scoring.latent_distance(vae_h, vae_h, images, masks)
@@ -161,7 +161,7 @@ print({name: round(value, 3) for name, value in auc.items()})
 # distance between diagonal Gaussians, $\sqrt{\lVert \mu - \mu_h \rVert^2 + \lVert \sigma - \sigma_h \rVert^2}$. It can
 # only be larger. By how much?
 
-# %% tags=["hide-cell", "solution"]
+# %% tags=["solution"]
 with torch.no_grad():
     (mu, log_var), (mu_h, log_var_h) = vae.encode(images), vae.encode(drawn)
 sd_distance = (torch.exp(0.5 * log_var) - torch.exp(0.5 * log_var_h)).norm(dim=1)

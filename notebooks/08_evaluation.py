@@ -7,7 +7,7 @@
 #
 # **What you need.** The scores of [chapter 7](07_scoring_in_latent_space.ipynb). What is missing is made here.
 #
-# **How long it takes.** {{run_time}}
+# **How long it takes.**
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -222,7 +222,7 @@ if not reference_runs():
 # **1. By hand.** Compute the matched ROC-AUC of our method at Th 20 from the list of pairs, and compare with the
 # library's.
 
-# %% tags=["hide-cell", "solution"]
+# %% tags=["solution"]
 value = slices["latent_distance"]
 positive, negative = (value.loc[pairs[side]].to_numpy() for side in ("positive", "negative"))
 by_hand = (positive > negative).mean() + 0.5 * (positive == negative).mean()
@@ -233,7 +233,7 @@ print(f"{by_hand:.4f}")
 # **2. A free lunch?** Average the ranks of our method and of the template z-score. Does the mean rank do better, matched,
 # than either?
 
-# %% tags=["hide-cell", "solution"]
+# %% tags=["solution"]
 import numpy as np
 
 both = slices.assign(latent_distance=slices["latent_distance"].rank() + slices["template_z"].rank())

@@ -7,7 +7,7 @@
 # **What you need.** VAE-H of [chapter 4](04_training_vae_h.ipynb) and the scores of
 # [chapter 7](07_scoring_in_latent_space.ipynb). What is missing is made here.
 #
-# **How long it takes.** {{run_time}}
+# **How long it takes.**
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -165,7 +165,7 @@ say(
 # **1. Look where the tumour isn't.** In slices *without* lesion, how large is the root-mean-square residual of VAE-H
 # inside the brain mask, and how does it compare with that in slices with more than 150 mm²?
 
-# %% tags=["hide-cell", "solution"]
+# %% tags=["solution"]
 residual = scoring.residual_norm(vae_h, all_images, all_masks) / scoring.brain_area(all_masks).sqrt()
 area = torch.as_tensor(table.loc[all_rows, "lesion_mm2"].to_numpy())
 without, large = residual[area == 0].median(), residual[area > 150].median()
@@ -176,7 +176,7 @@ print(f"per pixel: {without:.3f} without lesion, {large:.3f} with a large one")
 # **2. Mean instead of median.** Draw the logit-normal's mean instead of its median. Is the drawing nearer to the
 # counterfactual inside the lesion?
 
-# %% tags=["hide-cell", "solution"]
+# %% tags=["solution"]
 mean_drawn = scoring.reconstructions(vae_h, images, masks, statistic="mean")
 truth = store.counterfactual_tensor(rows)
 where = torch.as_tensor(store.lesion_mask(rows)) & masks
