@@ -8,6 +8,8 @@ import json
 import os
 import platform
 import shlex
+import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -152,13 +154,17 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 def describe_machine() -> str:
     """Return the system, the processor, the number of usable cores and the GPU, in one line."""
-    import torch
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parts = [platform.system(), _processor(), f"{cores} cores"]
-    if torch.cuda.is_available():
-        parts.append(torch.cuda.get_device_name())
-    return ", ".join(parts)
+    return ", ".join(parts + _gpus())
+
+
+def _gpus() -> list[str]:
+    """Return the names of NVIDIA's GPUs (their own tool says them sooner than PyTorch loads)."""
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    if not shutil.which(query[0]):
+        return []
+    return subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
 
 
 def _processor() -> str:
