@@ -1,22 +1,18 @@
-"""One individual's anatomy: tissue fractions drawn from the atlas, and the shape of the head."""
+"""One individual's anatomy: tissue fractions drawn from the atlas."""
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy import ndimage
 
 from lab_utils.phantom import atlas as atlas_module
 from lab_utils.phantom.atlas import Atlas
 from lab_utils.phantom.fields import (
-    exponentiate,
-    resize,
     sample,
     smooth_noise,
     smoothstep,
     stream,
     to_tensor,
-    voxel_grid,
 )
 
 SULCUS_GRID_MM = 2.0
@@ -24,13 +20,6 @@ SULCUS_SPACING_MM = 5.0  # scale of the field whose zeros are the secondary sulc
 SULCUS_DEPTH_MM, SULCUS_DEPTH_SD_MM = 11.5, 4.0
 RIBBON_MM, RIBBON_SD_MM = 2.8, 0.45
 FAR_MM = 30.0
-
-WARP_GRID_MM = 3.0
-SHAPE_GRID_MM = 4.0
-
-# The MNI152 average is larger than most heads: 1.9 L inside its mask. This length scale brings the
-# mean brain mask to about 1.45 L, the middle of what is found in skull-stripped adult scans.
-HEAD_SCALE = 0.92
 
 
 @dataclass(frozen=True)
@@ -142,98 +131,3 @@ def _folia(atlas: Atlas, wobble: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     folia[inside] = 0.34 * clefts * smoothstep((20 - atlas.hull_depth[inside]) / 14)
     medulla[inside] = np.exp(-((((phase + 0.5) % 1) - 0.5) ** 2) / (2 * 0.2**2)) * outer
     return folia, medulla
-
-
-@dataclass(frozen=True)
-class HeadShape:
-    """The map from a subject's head to the atlas: ``q = linear @ p + shift``, then ``q + u(q)``.
-
-    ``p`` and ``q`` are in mm from the centre of the head and of the atlas brain, axes RAS.
-    """
-
-    linear: np.ndarray
-    shift_mm: np.ndarray
-    displacement_mm: np.ndarray  # u, on the warp grid over the atlas box
-
-    def to_atlas(self, points_mm: torch.Tensor) -> torch.Tensor:
-        """Return the atlas points (3, ...) of head points (3, ...), both in mm from the centre."""
-        linear, shift = to_tensor(self.linear), to_tensor(self.shift_mm).reshape(3, 1, 1, 1)
-        points_mm = torch.einsum("ij,jxyz->ixyz", linear, points_mm) + shift
-        warp = sample(to_tensor(self.displacement_mm), atlas_voxels(points_mm, WARP_GRID_MM))
-        return points_mm + warp
-
-    def to_head(self, targets_mm: torch.Tensor, start_mm: torch.Tensor) -> torch.Tensor:
-        """Return the head points whose atlas points are ``targets_mm``, by fixed-point iteration."""
-        inverse = to_tensor(np.linalg.inv(self.linear))
-        points_mm = start_mm
-        for _ in range(12):
-            miss = self.to_atlas(points_mm) - targets_mm
-            points_mm = points_mm - torch.einsum("ij,jxyz->ixyz", inverse, miss)
-        return points_mm
-
-
-def atlas_voxels(points_mm: torch.Tensor, spacing_mm: float) -> torch.Tensor:
-    """Return voxel coordinates on a grid over the atlas box; points in mm from the brain's centre."""
-    to_corner = to_tensor(atlas_module.BRAIN_CENTRE_MM - atlas_module.BOX_CORNER_MM)
-    return (points_mm + to_corner.reshape(3, 1, 1, 1)) / spacing_mm - 0.5
-
-
-def draw_shape(atlas: Atlas, seed: int, ageing: float) -> HeadShape:
-    """Return the shape of one head: pose, size, a smooth random warp, and ventricles of its age.
-
-    Half of the heads are mirrored, which doubles the stock of primary sulci at no cost.
-    """
-    shape = tuple(np.rint(atlas_module.BOX_EXTENT_MM / WARP_GRID_MM).astype(int))
-    rng = stream(seed, "shape, warp")
-    taper = resize(np.clip((atlas.hull_depth - 1) / 9, 0.12, 1), shape)
-    broad, middle, fine = (smooth_noise(rng, shape, WARP_GRID_MM, s, 3) for s in (32.0, 15.0, 7.5))
-    velocity = 3.4 * broad + taper * (2.4 * middle + 1.3 * fine)
-
-    rng = stream(seed, "shape, ventricles")
-    wall_travel_mm = rng.normal(-0.2 + 3.4 * ageing, 1.3)
-    side = np.sign(np.linspace(-1, 1, shape[0]))[:, None, None]
-    asymmetry = 1 + 0.25 * rng.normal() * side
-    # The map runs from head to atlas: to widen the ventricles it pulls from inside them.
-    velocity -= wall_travel_mm * asymmetry * resize(atlas.ventricle_outward, shape)
-    velocity += rng.uniform(0.8, 1.8) * resize(atlas.cistern_inward, shape)
-
-    rng = stream(seed, "shape, pose")
-    angles = np.radians(rng.normal(0, [2.2, 1.3, 1.5]))
-    stretch = np.exp(rng.normal(0, 0.022, 3) + rng.normal(0, 0.022)) / HEAD_SCALE
-    mirror = np.diag([rng.choice([-1.0, 1.0]), 1, 1])
-    return HeadShape(
-        linear=mirror @ _rotation(*angles) @ np.diag(stretch),
-        shift_mm=rng.normal(0, 0.8, 3),
-        displacement_mm=exponentiate(velocity, WARP_GRID_MM),
-    )
-
-
-def _rotation(about_x: float, about_y: float, about_z: float) -> np.ndarray:
-    (cx, cy, cz), (sx, sy, sz) = (f([about_x, about_y, about_z]) for f in (np.cos, np.sin))
-    pitch = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    roll = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    yaw = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return pitch @ roll @ yaw
-
-
-@dataclass(frozen=True)
-class ScanGrid:
-    """The voxels that a scanner fills: a box about the centre of the head, axes RAS."""
-
-    shape: tuple[int, int, int]
-    voxel_mm: float
-
-    def coarse_points_mm(self) -> torch.Tensor:
-        """Return points (3, ...) in mm from the head's centre, about every `SHAPE_GRID_MM`."""
-        extent_mm = np.array(self.shape) * self.voxel_mm
-        count = np.rint(extent_mm / SHAPE_GRID_MM).astype(int)
-        spacing_mm = to_tensor(extent_mm / count).reshape(3, 1, 1, 1)
-        half_mm = to_tensor(extent_mm / 2).reshape(3, 1, 1, 1)
-        return (voxel_grid(count) + 0.5) * spacing_mm - half_mm
-
-    def coarse_voxels(self, points_mm: torch.Tensor) -> torch.Tensor:
-        """Return the voxel coordinates of points on the grid of `coarse_points_mm`."""
-        extent_mm = np.array(self.shape) * self.voxel_mm
-        count = np.rint(extent_mm / SHAPE_GRID_MM)
-        per_mm = to_tensor(count / extent_mm).reshape(3, 1, 1, 1)
-        return points_mm * per_mm + to_tensor(count / 2).reshape(3, 1, 1, 1) - 0.5

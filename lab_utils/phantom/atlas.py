@@ -7,6 +7,7 @@ kept on disk.
 
 import math
 import os
+import sys
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from scipy import ndimage
 
 from lab_utils import workspace
 from lab_utils.phantom import fields as fields_module
-from lab_utils.phantom.fields import distance_mm, one_thread, resize
+from lab_utils.phantom.fields import distance_mm, fill_axial_holes, one_thread, resize
 
 VOXEL_SIZES_MM = (1.0, 1.5, 2.0)
 
@@ -27,8 +28,10 @@ BOX_EXTENT_MM = np.array([168.0, 204.0, 168.0])
 BRAIN_CENTRE_MM = np.array([0.0, -17.0, 5.0])
 
 HULL_CLOSING_MM = 10.0  # sulci narrower than twice this are bridged by the hull
-BASE_CLOSING_MM = 6.0  # the same for the brain mask: it must not enter the basal cisterns
+BASE_CLOSING_MM = 4.0  # the same for the brain mask: it must not enter the basal cisterns
+BASE_OPENING_MM = 3.0  # and what sticks out of it must be wider than twice this
 MASK_SMOOTHING_MM = 1.6
+SELLA_MARGIN_MM = 3.5  # width of the cistern about the sella
 CSF_BEYOND_MASK_MM = 4.5
 
 # Iron shortens T2: centre |x|, y, z (mm), radii (mm), rotation about z (degrees), loss of signal.
@@ -137,8 +140,6 @@ def _load_atlas(voxel_mm: float, directory: Path) -> Atlas:
 
 def atlas_code() -> str:
     """Return the hash of the code that builds the atlas."""
-    import sys
-
     return workspace.code_of(sys.modules[__name__], fields_module)
 
 
@@ -156,7 +157,7 @@ def _build_maps() -> dict[str, np.ndarray]:
     t1, grey, white = (_template(kind) for kind in ("", "gm_", "wm_"))
     x, y, z = _coordinates()
 
-    mask = _brain_mask(t1)
+    mask, sella = _brain_mask(t1)
     hull = ndimage.binary_fill_holes(_close(mask, HULL_CLOSING_MM))
     hull_depth, nearest = ndimage.distance_transform_edt(hull, return_indices=True)
     hull_depth = hull_depth.astype(np.float32)
@@ -164,6 +165,7 @@ def _build_maps() -> dict[str, np.ndarray]:
 
     csf = np.clip(mask - grey - white, 0, 1)
     csf[~mask & (mask_distance > -CSF_BEYOND_MASK_MM)] = 1
+    csf, grey = csf - sella * csf, grey + sella * csf
     ventricles = _lateral_ventricles(csf, hull_depth)
     vessels = _vessels(x, y, z) * (csf > 0.25)
 
@@ -177,7 +179,7 @@ def _build_maps() -> dict[str, np.ndarray]:
     ridge = (csf > 0.13) & (csf - ndimage.gaussian_filter(csf, 3.0) > 0.025)
     deep = np.maximum.reduce(
         [_ellipsoid(x, y, z, *region) for region in DEEP_REGIONS.values()]
-        + [ndimage.gaussian_filter(cerebellum.astype(np.float32), 1.0)]
+        + [ndimage.gaussian_filter(cerebellum.astype(np.float32), 1.0), sella]
     )
     explained = 0.86 * white + 0.665 * grey + 0.27 * csf
     iron_kept = math.prod(
@@ -260,23 +262,31 @@ def _vessels(x, y, z) -> np.ndarray:
 
 
 def _close(mask: np.ndarray, radius_mm: float) -> np.ndarray:
-    """Return the closing of ``mask`` by a ball."""
-    padded = np.pad(mask, math.ceil(radius_mm) + 1)
+    """Return the closing of ``mask`` by a ball; beyond the box, all is as at its faces."""
+    padded = np.pad(mask, math.ceil(radius_mm) + 1, mode="edge")
     dilated = distance_mm(padded) <= radius_mm
     closed = distance_mm(~dilated) > radius_mm
     inner = tuple(slice(math.ceil(radius_mm) + 1, -math.ceil(radius_mm) - 1) for _ in range(3))
-    return closed[inner] | mask
+    return closed[inner]
 
 
 def _signed_distance(mask: np.ndarray) -> np.ndarray:
     return distance_mm(~mask) - distance_mm(mask)
 
 
-def _brain_mask(t1: np.ndarray) -> np.ndarray:
-    mask = t1 > 0.02
-    # Opening drops the spurs that the template's skull strip left along the orbits.
-    mask &= ndimage.binary_dilation(ndimage.binary_opening(mask, iterations=5), iterations=2)
-    return ndimage.binary_fill_holes(_close(mask, BASE_CLOSING_MM))
+def _brain_mask(t1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the brain mask, smooth at the skull base, and what it holds of the sella (0 to 1).
+
+    The template's mask has spurs along the orbits, and a gap between frontal lobes and brainstem
+    that axial slices show as a hole. Opening drops the spurs; the gap is filled slice by slice,
+    with the pituitary gland and its surroundings where it is wider than a cistern.
+    """
+    brain = ndimage.binary_fill_holes(t1 > 0.02)
+    brain &= ndimage.binary_dilation(ndimage.binary_opening(brain, iterations=5), iterations=2)
+    closed = ~_close(~_close(brain, BASE_CLOSING_MM), BASE_OPENING_MM)
+    filled = fill_axial_holes(closed)
+    sella = filled & (distance_mm(brain) > SELLA_MARGIN_MM)
+    return filled, ndimage.gaussian_filter(sella.astype(np.float32), 1.0)
 
 
 def _lateral_ventricles(csf: np.ndarray, hull_depth: np.ndarray) -> np.ndarray:

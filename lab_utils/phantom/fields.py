@@ -120,3 +120,9 @@ def exponentiate(velocity_mm: np.ndarray, spacing_mm: float, squarings: int = 6)
 def distance_mm(mask: np.ndarray, voxel_mm: float = 1.0) -> np.ndarray:
     """Return each voxel's distance to the nearest voxel of ``mask``, in mm."""
     return (ndimage.distance_transform_edt(~mask) * voxel_mm).astype(np.float32)
+
+
+def fill_axial_holes(mask: np.ndarray) -> np.ndarray:
+    """Return ``mask`` (X, Y, Z) without the holes that its axial slices show."""
+    slices = [ndimage.binary_fill_holes(mask[:, :, z]) for z in range(mask.shape[2])]
+    return np.stack(slices, axis=2)

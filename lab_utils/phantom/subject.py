@@ -1,30 +1,17 @@
 """One phantom subject: its T2-weighted scan, and everything that a real subject keeps to itself."""
 
+import math
 import os
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy import ndimage
 
-from lab_utils.phantom.anatomy import HeadShape, ScanGrid, atlas_voxels, draw_shape, draw_tissue
+from lab_utils.phantom.anatomy import draw_tissue
 from lab_utils.phantom.atlas import BRAIN_CENTRE_MM, Atlas, load_atlas
-from lab_utils.phantom.fields import (
-    one_thread,
-    resize,
-    sample,
-    smooth_noise,
-    stream,
-    to_tensor,
-    voxel_grid,
-)
-from lab_utils.phantom.scanner import (
-    SCANNERS,
-    acquire,
-    draw_settings,
-    render,
-    tissue_signals,
-)
+from lab_utils.phantom.fields import fill_axial_holes, one_thread, smooth_noise, stream
+from lab_utils.phantom.head import ScanGrid, Warp, draw_shape
+from lab_utils.phantom.scanner import SCANNERS, acquire, draw_settings, render, tissue_signals
 from lab_utils.phantom.tumour import (
     ENHANCING,
     FLOW_GRID_MM,
@@ -39,7 +26,6 @@ from lab_utils.phantom.tumour import (
 
 KINDS = ("healthy", "tumour")
 MAX_FOCI = 5
-CSF, GREY, WHITE = 1, 2, 3  # labels of `PhantomSubject.tissue`
 
 HEAD_BOX_MM = (160, 200, 155)  # scanned; the files embed it in their larger grids
 BRATS_GRID_MM = (240, 240, 155)
@@ -137,70 +123,65 @@ def _check_arguments(seed: int, kind: str, scanner: str, foci: int) -> None:
 
 
 def _make_subject(atlas: Atlas, seed: int, kind: str, scanner: str, foci: int) -> PhantomSubject:
+    voxel_mm = atlas.voxel_mm
     age = _draw_age(seed, scanner)
     ageing = (age - MIN_AGE_YEARS) / (MAX_AGE_YEARS - MIN_AGE_YEARS)
     settings = draw_settings(scanner, seed)
     signals = tissue_signals(settings, seed)
-    tissue = draw_tissue(atlas, seed, ageing)
-    healthy = render(atlas, tissue, signals, seed, ageing)
-    shape = draw_shape(atlas, seed, ageing)
-
-    voxel_mm = atlas.voxel_mm
-    grid = ScanGrid(tuple(int(np.ceil(mm / voxel_mm - 1e-6)) for mm in HEAD_BOX_MM), voxel_mm)
-    head_to_atlas = shape.to_atlas(grid.coarse_points_mm())
-    at_rest = atlas_voxels(to_tensor(resize(head_to_atlas, grid.shape)), voxel_mm)
-    warp = Warp(at_rest)
-    brain_mask = _brain_mask(warp(atlas.mask_distance), settings.strip_mm, voxel_mm, seed)
-    images = [warp(healthy)]
-    lesion = np.zeros(grid.shape, np.uint8)
-    displacement = None
     facts = {
         "seed": seed, "kind": kind, "scanner": scanner, "voxel_mm": voxel_mm, "age": round(age, 1),
         "grade": "", "lobe": "", "foci": 0,
     }  # fmt: skip
 
+    tissue = draw_tissue(atlas, seed, ageing)
+    ideal = render(atlas, tissue, signals, seed, ageing)
+    grid = ScanGrid(_voxels(HEAD_BOX_MM, voxel_mm), voxel_mm)
+    warp = Warp(draw_shape(atlas, seed, ageing), grid, atlas.voxel_mm)
+    brain_mask = _strip_skull(warp(atlas.mask_distance), settings.strip_mm, voxel_mm, seed)
+    images = [warp(ideal)]
+    lesion, displacement_mm = np.zeros(brain_mask.shape, np.uint8), None
     if kind == "tumour":
         plans = draw_plans(seed, foci)
         terrain = Terrain(atlas, tissue)
-        growth = grow(terrain, seed, plans, abs(np.linalg.det(shape.linear)))
-        flow = to_tensor(mass_effect(terrain, plans, growth))
-        displacement = _displacement(shape, grid, head_to_atlas, flow)
-        displaced = voxel_grid(grid.shape) + to_tensor(displacement) / voxel_mm + 0.5
-        displaced = displaced * voxel_mm - to_tensor(np.array(grid.shape) * voxel_mm / 2).reshape(
-            3, 1, 1, 1
-        )
-        warp = Warp(atlas_voxels(sample(head_to_atlas, grid.coarse_voxels(displaced)), voxel_mm))
-        diseased, labels = paint(atlas, tissue, healthy, growth, plans, signals, seed)
-        images.insert(0, warp(diseased))
-        lesion = _warp_labels(warp, labels) * brain_mask
+        growth = grow(terrain, seed, plans, atlas_ml_per_ml=warp.shape.volume_ratio)
+        flow_mm = mass_effect(terrain, plans[0].mass, growth)
+        displacement_mm = warp.displacement_mm(flow_mm, FLOW_GRID_MM)
+        warp = warp.displaced(displacement_mm)
+        painted, labels = paint(tissue, ideal, growth, plans[0], signals, seed, voxel_mm)
+        images.insert(0, warp(painted))
+        lesion = warp.labels(labels, (NECROSIS, OEDEMA, ENHANCING)) * brain_mask
         facts |= {"grade": plans[0].grade, "lobe": plans[0].lobe, "foci": foci}
 
     scans, log_bias = acquire(images, settings, signals["white"], voxel_mm, seed)
-    scans = [scan * brain_mask for scan in scans]
-    if displacement is not None:
-        displacement = displacement * brain_mask
+    tissue_labels = 1 + warp(tissue.csf, tissue.grey, tissue.white).argmax(axis=0)
     voxel_ml = voxel_mm**3 / 1000
     facts |= {
         "brain_ml": round(float(brain_mask.sum() * voxel_ml), 1),
         "lesion_ml": round(float((lesion > 0).sum() * voxel_ml), 2),
-        "echo_time_ms": round(float(settings.echo_time_ms), 1),
+        "echo_time_ms": round(settings.echo_time_ms, 1),
         "slice_mm": settings.slice_mm,
         "slice_axis": "xyz"[settings.slice_axis],
-        "snr": round(float(settings.snr), 1),
-        "bias": round(float(settings.bias), 3),
+        "snr": round(settings.snr, 1),
+        "bias": round(settings.bias, 3),
     }
+
     frame = Frame(scanner, voxel_mm)
+    within = {"t2": scans[0], "lesion": lesion, "tissue": tissue_labels.astype(np.uint8)}
+    if kind == "tumour":
+        within |= {"counterfactual": scans[1], "displacement_mm": displacement_mm}
+    volumes = {name: frame.embed(volume * brain_mask) for name, volume in within.items()}
     return PhantomSubject(
-        t2=frame.embed(scans[0]),
+        **{"counterfactual": None, "displacement_mm": None} | volumes,
         brain_mask=frame.embed(brain_mask),
-        lesion=frame.embed(lesion),
-        counterfactual=frame.embed(scans[1]) if kind == "tumour" else None,
-        displacement_mm=frame.embed(displacement) if displacement is not None else None,
         log_bias=frame.embed(log_bias),
-        tissue=frame.embed(_tissue_labels(warp, tissue) * brain_mask),
         affine=frame.affine,
         facts=facts,
     )
+
+
+def _voxels(extent_mm: tuple[int, int, int], voxel_mm: float) -> tuple[int, ...]:
+    """Return how many voxels cover an extent."""
+    return tuple(math.ceil(mm / voxel_mm - 1e-6) for mm in extent_mm)
 
 
 def _draw_age(seed: int, scanner: str) -> float:
@@ -211,53 +192,14 @@ def _draw_age(seed: int, scanner: str) -> float:
     return float(np.clip(rng.normal(57, 13), MIN_AGE_YEARS, MAX_AGE_YEARS))
 
 
-class Warp:
-    """Reads atlas maps at the atlas voxels (3, X, Y, Z) that the scan's voxels come from."""
-
-    def __init__(self, points: torch.Tensor) -> None:
-        self.points = points
-
-    def __call__(self, *maps: np.ndarray) -> np.ndarray:
-        warped = sample(to_tensor(np.stack(maps)), self.points).numpy()
-        return warped if len(maps) > 1 else warped[0]
-
-
-def _brain_mask(border_mm: np.ndarray, strip_mm: float, voxel_mm: float, seed: int) -> np.ndarray:
+def _strip_skull(border_mm: np.ndarray, strip_mm: float, voxel_mm: float, seed: int) -> np.ndarray:
     """Return a skull strip: one piece, no holes, cutting ``strip_mm`` or so inside the border."""
     uneven = 0.5 * smooth_noise(stream(seed, "skull strip"), border_mm.shape, voxel_mm, 18.0)
     mask = border_mm + uneven > strip_mm
     labels, count = ndimage.label(mask)
     if count > 1:
         mask = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
-    return ndimage.binary_fill_holes(mask)
-
-
-def _displacement(
-    shape: HeadShape, grid: ScanGrid, head_to_atlas: torch.Tensor, flow_mm: torch.Tensor
-) -> np.ndarray:
-    """Return the mass effect in the head (3, X, Y, Z; mm), from its flow in the atlas.
-
-    A point p of the scan shows the atlas tissue at y(p) + flow; before the tumour, that tissue lay
-    where y(p') equals it. The displacement is p' - p.
-    """
-    origin = atlas_voxels(head_to_atlas, FLOW_GRID_MM)
-    targets = head_to_atlas + sample(flow_mm, origin)
-    points = grid.coarse_points_mm()
-    return resize((shape.to_head(targets, points) - points).numpy(), grid.shape)
-
-
-def _warp_labels(warp: Warp, labels: np.ndarray) -> np.ndarray:
-    shares = warp(
-        *[(labels == label).astype(np.float32) for label in (NECROSIS, OEDEMA, ENHANCING)]
-    )
-    winner = np.array([NECROSIS, OEDEMA, ENHANCING], np.uint8)[shares.argmax(axis=0)]
-    return winner * (shares.sum(axis=0) > 0.5)
-
-
-def _tissue_labels(warp: Warp, tissue) -> np.ndarray:
-    return np.array([CSF, GREY, WHITE], np.uint8)[
-        warp(tissue.csf, tissue.grey, tissue.white).argmax(axis=0)
-    ]
+    return fill_axial_holes(mask)
 
 
 class Frame:
@@ -266,7 +208,7 @@ class Frame:
     def __init__(self, scanner: str, voxel_mm: float) -> None:
         self.flipped = scanner == "brats"
         grid_mm = BRATS_GRID_MM if self.flipped else HCP_GRID_MM
-        self.shape = tuple(int(np.ceil(mm / voxel_mm - 1e-6)) for mm in grid_mm)
+        self.shape = _voxels(grid_mm, voxel_mm)
         if self.flipped:
             # As BraTS stores its volumes: voxels run to the left, posterior and superior.
             self.affine = np.diag([-voxel_mm, -voxel_mm, voxel_mm, 1.0])

@@ -32,17 +32,20 @@ VOXEL_ML = GROWTH_GRID_MM**3 / 1000
 NECROSIS, OEDEMA, ENHANCING = 1, 2, 4
 
 HIGH_GRADE_FRACTION = 210 / 285  # of the BraTS 2018 training set
-MEDIAN_ML = {"high": 84.0, "low": 78.0}
-LOG_SD_ML = 0.70
-RANGE_ML = (4.0, 280.0)
+MEDIAN_ML = {"high": 94.0, "low": 88.0}
+LOG_SD_ML = 0.60
+RANGE_ML = (8.0, 260.0)
+# Some are found early: a volume anywhere in this range, on a logarithmic scale.
+SMALL_FRACTION = 0.10
+SMALL_ML = (2.0, 25.0)
 
 # Lobes: probability, centre (|x|, y, z in mm), standard deviations (mm).
 LOBES = {
-    "frontal": (0.30, (26, 36, 18), (12, 18, 18)),
-    "temporal": (0.30, (44, -18, -14), (8, 18, 10)),
-    "parietal": (0.20, (30, -42, 40), (13, 14, 12)),
-    "occipital": (0.06, (24, -80, 8), (10, 9, 12)),
-    "insular": (0.14, (32, 4, 6), (7, 12, 9)),
+    "frontal": (0.32, (26, 34, 23), (12, 20, 21)),
+    "temporal": (0.28, (44, -18, -16), (8, 20, 11)),
+    "parietal": (0.22, (28, -42, 45), (14, 16, 14)),
+    "occipital": (0.07, (24, -80, 8), (10, 9, 14)),
+    "insular": (0.11, (32, 4, 6), (7, 12, 9)),
 }
 
 
@@ -59,6 +62,7 @@ class TumourPlan:
     rim_mm: float  # thickness of the enhancing rim
     mass: float  # how far it displaces, 0 to 1
     lobulation: float  # how uneven its growth is
+    stretch: tuple[float, float, float]  # diffusion along x, y and z relative to their mean
     cystic: bool
     haemorrhagic: bool
     patchy: bool  # low grade with enhancing patches
@@ -80,6 +84,9 @@ def draw_plans(seed: int, foci: int) -> list[TumourPlan]:
     grade = "high" if rng.random() < HIGH_GRADE_FRACTION else "low"
     total_ml = math.exp(rng.normal(math.log(MEDIAN_ML[grade]), LOG_SD_ML))
     total_ml = float(np.clip(total_ml, *RANGE_ML))
+    small_ml = math.exp(rng.uniform(*np.log(SMALL_ML)))
+    if rng.random() < SMALL_FRACTION:
+        total_ml = small_ml
     main = _draw_plan(rng, grade, total_ml)
     rng = stream(seed, "tumour, satellites")
     shares = rng.uniform(0.05, 0.35, foci - 1)
@@ -104,7 +111,8 @@ def _draw_plan(rng: np.random.Generator, grade: str, volume_ml: float) -> Tumour
         necrotic=bool(high and rng.beta(2, 2) > 0.12),
         rim_mm=float(rng.uniform(1.8, 4.4)),
         mass=float(rng.uniform(0.25, 1.0) if high else rng.uniform(0.10, 0.6)),
-        lobulation=float(rng.uniform(0.25, 0.75)),
+        lobulation=float(rng.uniform(0.25, 0.75) if high else rng.uniform(0.4, 0.8)),
+        stretch=tuple(3 * rng.dirichlet([4, 4, 6])),
         cystic=bool(rng.random() > 0.6),
         haemorrhagic=bool(rng.random() > 0.72),
         patchy=bool(rng.random() < 0.35),
@@ -139,12 +147,12 @@ class Terrain:
         self.passable = (self.csf < 0.55) & (self.mask_distance > 1) & ~self.membranes
 
 
-def grow(terrain: Terrain, seed: int, plans: list[TumourPlan], volume_scale: float) -> Growth:
+def grow(terrain: Terrain, seed: int, plans: list[TumourPlan], atlas_ml_per_ml: float) -> Growth:
     """Return the tumour that grows from each plan's seed.
 
     Parameters
     ----------
-    volume_scale
+    atlas_ml_per_ml
         Volume in the atlas of a unit volume in the head.
     """
     lobules = smooth_noise(stream(seed, "growth, 5 mm"), terrain.shape, GROWTH_GRID_MM, 5.5)
@@ -155,7 +163,7 @@ def grow(terrain: Terrain, seed: int, plans: list[TumourPlan], volume_scale: flo
     for plan in plans:
         start = _seed_voxel(terrain, rng, plan, seeds)
         seeds.append(start)
-        plan = _with_volume(plan, plan.volume_ml * volume_scale)
+        plan = _with_volume(plan, plan.volume_ml * atlas_ml_per_ml)
         radius_mm = 10 * (3 * plan.volume_ml / (4 * math.pi)) ** (1 / 3)
         half = int(min(1.9 * radius_mm + 18, 70) / GROWTH_GRID_MM)
         box = tuple(
@@ -197,11 +205,18 @@ def _grow_focus(terrain, plan, box, start, lobules, patches):
     # The core is drawn before it swells: mass effect will make it this much larger.
     swelling = math.exp(1.25 * plan.mass)
     core_ml = plan.volume_ml * plan.core_fraction / swelling
-    diffusion = 0.16 * (white + grey / 2.5 + 0.05) * passable
-    proliferation = 0.055 * np.exp(plan.lobulation * lobules) * passable
+    # Low-grade cells invade more and divide less: their front is wide.
+    high = plan.grade == "high"
+    diffusion = 0.155 * (white + grey / (2.5 if high else 3.5) + 0.05) * passable
+    proliferation = (0.055 if high else 0.028) * np.exp(plan.lobulation * lobules) * passable
     first_cells = np.exp(-_squared_distance(white.shape, start) / (2 * 1.5**2))
     core = fisher_kolmogorov(
-        first_cells, diffusion, proliferation, lambda c: (c > 0.5).sum() * VOXEL_ML >= core_ml, 700
+        first_cells,
+        diffusion,
+        proliferation,
+        plan.stretch,
+        lambda c: (c > 0.5).sum() * VOXEL_ML >= core_ml,
+        700,
     )
 
     # Vasogenic oedema is a second front that leaves the core along white matter; the tight fibres
@@ -209,13 +224,14 @@ def _grow_focus(terrain, plan, box, start, lobules, patches):
     oedema_ml = plan.volume_ml * (1 - plan.core_fraction) / 1.12
     solid = core > 0.5
     outside = torch.from_numpy(~solid)
-    diffusion = 0.17 * np.exp(0.45 * patches) * np.clip(white * 1.15 - 0.05, 0, 1) ** 1.5
+    diffusion = 0.17 * np.exp(0.6 * patches) * np.clip(white * 1.15 - 0.05, 0, 1) ** 1.5
     diffusion = np.clip(diffusion + 0.17 / 22 * grey, 0, 0.155) * passable
     diffusion = diffusion * (1 - 0.88 * np.exp(-((terrain.x[box[0]] / 5.0) ** 2)))
     oedema = fisher_kolmogorov(
         core * (core > 0.3),
         diffusion,
-        0.05 * (np.clip(white, 0, 1) + 0.08 * grey) * passable,
+        0.05 * np.exp(0.5 * lobules) * (np.clip(white, 0, 1) + 0.08 * grey) * passable,
+        plan.stretch,
         lambda c: ((c > 0.5) & outside).sum() * VOXEL_ML >= oedema_ml,
         600,
     )
@@ -233,6 +249,7 @@ def fisher_kolmogorov(
     cells: np.ndarray,
     diffusion: np.ndarray,
     proliferation: np.ndarray,
+    stretch: tuple[float, float, float],
     stop: Callable[[torch.Tensor], bool],
     max_steps: int,
 ) -> np.ndarray:
@@ -243,12 +260,15 @@ def fisher_kolmogorov(
 
     Parameters
     ----------
+    stretch
+        Factors on D along the three axes. Stable while D times their sum is below 1/2.
     stop
         Asked every fourth step whether the tumour is large enough.
     """
     cells = to_tensor(cells).clone()
     proliferation = to_tensor(proliferation)
     faces = _face_conductance(to_tensor(diffusion))
+    faces = [factor * face for factor, face in zip(stretch, faces, strict=True)]
     for step in range(max_steps):
         change = proliferation * cells * (1 - cells)
         for axis, conductance in enumerate(faces):
@@ -275,7 +295,7 @@ def _face_conductance(conductivity: torch.Tensor) -> list[torch.Tensor]:
     return [2 * a * b / (a + b + 1e-6) for a, b in pairs]
 
 
-def mass_effect(terrain: Terrain, plans: list[TumourPlan], growth: Growth) -> np.ndarray:
+def mass_effect(terrain: Terrain, mass: float, growth: Growth) -> np.ndarray:
     """Return the displacement (3, ...) in mm on the flow grid, from displaced to original tissue.
 
     The skull is closed, so what the tumour gains the CSF must give (Monro-Kellie doctrine): a
@@ -288,7 +308,7 @@ def mass_effect(terrain: Terrain, plans: list[TumourPlan], growth: Growth) -> np
         np.stack([push, terrain.csf, terrain.mask_distance > -3, terrain.membranes]), shape
     )
     inside = inside > 0.5
-    source = 2 * plans[0].mass * push * inside
+    source = 2 * mass * push * inside
     seeds = [(s + 0.5) * GROWTH_GRID_MM / FLOW_GRID_MM - 0.5 for s in growth.seeds]
     away_mm = FLOW_GRID_MM * np.sqrt(
         np.minimum.reduce([_squared_distance(shape, s) for s in seeds])
@@ -350,22 +370,20 @@ def _solve_poisson(faces: list[torch.Tensor], right: torch.Tensor) -> torch.Tens
 
 
 def paint(
-    atlas: Atlas,
     tissue: Tissue,
     image: np.ndarray,
     growth: Growth,
-    plans: list[TumourPlan],
+    plan: TumourPlan,
     signals: dict[str, float],
     seed: int,
+    voxel_mm: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the image with the tumour drawn in, and its labels, both on the atlas grid.
 
     Oedema raises the signal in proportion to its density, in white matter more than in grey; the
     core replaces the tissue, over a margin that its cells infiltrate.
     """
-    plan = plans[0]
     box = _bounding_box(np.maximum(growth.core, growth.oedema) > 0.02, image.shape)
-    shape, voxel_mm = image[box].shape, atlas.voxel_mm
     fine, small, large, patch = (
         smooth_noise(stream(seed, f"tumour texture, {mm} mm"), image.shape, voxel_mm, mm)[box]
         for mm in (1.1, 2.2, 4.0, 9.0)
@@ -380,9 +398,10 @@ def paint(
     oedema_signal = signals["oedema"] * (1 + 0.05 * patch + 0.035 * small)
     painted = healthy + wet * (oedema_signal - healthy)
 
-    solid = smoothstep((core + 0.10 * small + 0.05 * fine - 0.32) / 0.36)
+    ragged = core + 0.10 * small + 0.05 * fine
+    solid = smoothstep((ragged - 0.32) / 0.36 if plan.grade == "high" else (ragged - 0.15) / 0.80)
     solid = solid * np.clip(1.3 - 1.3 * csf, 0, 1)
-    core_labels = np.full(shape, NECROSIS, np.uint8)
+    core_labels = np.full(core.shape, NECROSIS, np.uint8)
     if plan.grade == "high":
         solid_signal = signals["enhancing"] * (1 + 0.13 * large + 0.09 * small + 0.04 * fine)
         dead_signal = signals["necrosis"] * (1 + 0.09 * large + 0.06 * small)
@@ -393,12 +412,14 @@ def paint(
             solid_signal = solid_signal + clots * (signals["clot"] - solid_signal)
         core_labels[necrosis <= 0.5] = ENHANCING
     else:
-        solid_signal = signals["low grade"] * (1 + 0.07 * large + 0.05 * small + 0.03 * fine)
+        # Densest cells are wettest; grey matter stays recognisable among them.
+        texture = 0.10 * patch + 0.08 * large + 0.07 * small + 0.03 * fine
+        solid_signal = signals["low grade"] * (0.82 + 0.2 * core + texture - 0.10 * grey)
         if plan.patchy:
             core_labels[(patch > 0.8) & (core > 0.8)] = ENHANCING
     painted = painted + solid * (solid_signal - painted)
 
-    labels = np.zeros(shape, np.uint8)
+    labels = np.zeros(core.shape, np.uint8)
     labels[(oedema > 0.5) & (csf < 0.5) & ((white > 0.35) | (wet > 0.3))] = OEDEMA
     labels[(core > 0.5) & (csf < 0.6)] = OEDEMA
     in_core = (core + 0.06 * small > 0.5) & (csf < 0.6)
