@@ -198,8 +198,9 @@ def held_out(scores: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        If there are none, or a subject has no lesion mask.
+        If there are none, a subject has no lesion mask, or a score is not finite.
     """
+    check_finite(scores, methods_of(scores))
     kept = scores["split"].isin(["validation", "test"]) & (scores["group"] == "unlabelled")
     slices = scores[kept].reset_index(drop=True)
     unknown = slices.loc[slices["lesion_mm2"].isna(), "subject"].unique()
@@ -285,11 +286,10 @@ def evaluate(
         If a score is not finite, there are no healthy validation slices, fewer subjects than
         folds, or a fold or its complement lacks positives or negatives.
     """
-    check_finite(scores, methods_of(scores))
+    slices = held_out(scores)
     healthy = scores[(scores["group"] == "healthy") & (scores["split"] == "validation")]
     if healthy.empty:
         raise ValueError("thresholds are percentiles of healthy validation scores: found none")
-    slices = held_out(scores)
     parts = deal_folds(slices, folds, seed)
     subjects = np.unique(slices["subject"])
     tested = [np.isin(subjects, slices.loc[~part, "subject"]) for part in parts]

@@ -605,7 +605,7 @@ def score_against_area(
 def matched_pairs_example(
     store: object, slices: pd.DataFrame, method: str = "latent_distance"
 ) -> Figure:
-    """Draw pairs of slices of like area and height: above with a tumour, below without.
+    """Draw pairs of slices of like area and height: above the positive, below the negative.
 
     Parameters
     ----------
@@ -618,8 +618,8 @@ def matched_pairs_example(
     side = 2 * WIDTH / 3 / max(2, len(ill))
     figure, axes = plt.subplots(2, len(ill), figsize=(WIDTH, 2 * side + 1.2), squeeze=False)
     for panels, part, other, colour, name in (
-        (axes[0], ill, well, TUMOUR, "with a tumour"),
-        (axes[1], well, ill, HEALTHY, "without"),
+        (axes[0], ill, well, TUMOUR, "positive"),
+        (axes[1], well, ill, HEALTHY, "negative"),
     ):
         rows = part["row"].to_numpy()
         for panel, image, lesion, own, rival in zip(

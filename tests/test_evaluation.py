@@ -70,7 +70,7 @@ def few_slices(draw) -> pd.DataFrame:
 
 
 @given(few_slices(), st.lists(st.integers(0, 3), min_size=4, max_size=4))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 def test_weights_by_subject_are_resampled_subjects(slices, counts):
     subjects = np.unique(slices["subject"])
     weights = np.array(counts[: len(subjects)], float)
@@ -104,7 +104,7 @@ def test_weights_by_subject_are_resampled_subjects(slices, counts):
 
 
 @given(few_slices())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_matched_pairs_are_the_pairs_behind_the_matched_auc(slices):
     slices.index = slices.index + 100
     pairs = evaluation.matched_pairs(slices, th=20)
@@ -191,11 +191,12 @@ def test_too_few_subjects_or_one_class_is_said_so():
         evaluate(scores, folds=8)
 
 
-def test_scores_that_are_not_finite_are_refused():
+@pytest.mark.parametrize("measure", [evaluate, evaluation.bootstrap_intervals])
+def test_scores_that_are_not_finite_are_refused(measure):
     scores = scores_table()
     scores.loc[400, "template_z"] = np.inf
     with pytest.raises(ValueError, match="'template_z' of subject 's13', slice 10, is inf"):
-        evaluate(scores)
+        measure(scores)
 
 
 def test_no_healthy_validation_slices_is_said_so():
@@ -208,6 +209,7 @@ def test_no_healthy_validation_slices_is_said_so():
     st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=2, max_size=20),
     st.lists(st.integers(0, 9), min_size=1, max_size=20),
 )
+@settings(deadline=None, max_examples=60)
 def test_the_selected_percentile_has_the_best_f1(fold, healthy):
     score, positive = (np.array(column) for column in zip(*fold, strict=True))
     positive[0] = True
@@ -332,22 +334,22 @@ def test_side_by_side_sets_the_paper_beside_ours():
 
 def test_intervals_are_quantiles_over_resampled_subjects():
     scores = scores_table(20)
-    intervals = evaluation.bootstrap_intervals(scores, 300, seed=1, thresholds_mm2=(20,))
-    again = evaluation.bootstrap_intervals(scores, 300, seed=1, thresholds_mm2=(20,))
+    intervals = evaluation.bootstrap_intervals(scores, 200, seed=1, thresholds_mm2=(20,))
+    again = evaluation.bootstrap_intervals(scores, 200, seed=1, thresholds_mm2=(20,))
     pd.testing.assert_frame_equal(intervals, again)
     slices = held_out(scores)
     positive = slices["lesion_mm2"] > 20
     by_subject = [group for _, group in slices.groupby("subject")]
     rng = np.random.default_rng(5)
     drawn = []
-    for _ in range(300):
+    for _ in range(200):
         picks = rng.integers(0, len(by_subject), len(by_subject))
         sample = pd.concat([by_subject[i] for i in picks])
         drawn.append(roc_auc_score(sample["lesion_mm2"] > 20, sample["template_z"]))
     row = intervals.query("method == 'template_z' and metric == 'roc_auc'").iloc[0]
     assert row["estimate"] == pytest.approx(roc_auc_score(positive, slices["template_z"]))
     low, high = np.quantile(drawn, [0.025, 0.975])
-    tolerance = 0.15 * (high - low)
+    tolerance = 0.2 * (high - low)
     assert row["low"] == pytest.approx(low, abs=tolerance)
     assert row["high"] == pytest.approx(high, abs=tolerance)
 
