@@ -98,8 +98,8 @@ def run_times_page(executed: dict[str, nbformat.NotebookNode]) -> str:
         + (f" (changed: {', '.join(f'`{k}={v}`' for k, v in changed.items())})" if changed else "")
         + f" and the seed {last['parameters']['seed']}, on {last['machine']}.",
         "",
-        "A chapter makes what it needs, or loads what is there. So the times depend on what was there: "
-        "in a run from an empty folder they are those of the whole work.",
+        "A chapter makes what it needs, or loads what is there; the times depend on what was there.",
+        "In a run from an empty folder they are those of the whole work.",
         "",
         "| Chapter | Took | Finished (UTC) |",
         "|---|---:|---|",

@@ -30,6 +30,7 @@ from lab_utils.profiles import load_profile
 from lab_utils.workspace import write_atomically
 
 KERNEL = "two-latents-batch"
+PUBLIC_KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 PROVENANCE = "two_latents"  # the key of an executed notebook's metadata that says where it is from
 SHOWN_PACKAGES = ("torch", "lightning-fabric", "numpy", "scikit-learn", "simpleitk", "nilearn")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
@@ -65,6 +66,7 @@ def run_chapter(
     """
     notebook, output = Path(notebook), Path(output)
     chapter = jupytext.read(notebook)
+    chapter.metadata["kernelspec"] = PUBLIC_KERNEL
     check_parameters(notebook, chapter, parameters)
     with write_atomically(output) as scratch, _kernel_of_this_interpreter():
         source = scratch.with_suffix(".source.ipynb")
@@ -77,7 +79,7 @@ def run_chapter(
             cwd=notebook.parent,
             progress_bar=sys.stderr.isatty(),
         )
-        nbformat.write(_as_published(executed, chapter, parameters), scratch)
+        nbformat.write(_as_published(executed, parameters), scratch)
     return executed.metadata.papermill["duration"]
 
 
@@ -116,12 +118,10 @@ def _kernel_of_this_interpreter() -> Iterator[None]:
 
 
 def _as_published(
-    executed: nbformat.NotebookNode,
-    chapter: nbformat.NotebookNode,
-    parameters: Mapping[str, object],
+    executed: nbformat.NotebookNode, parameters: Mapping[str, object]
 ) -> nbformat.NotebookNode:
     """Return the executed notebook with its provenance, and without its progress bars."""
-    executed.metadata["kernelspec"] = chapter.metadata.get("kernelspec", {})
+    executed.metadata["kernelspec"] = PUBLIC_KERNEL
     executed.metadata.pop("widgets", None)
     executed.metadata[PROVENANCE] = {
         "parameters": dict(parameters),

@@ -105,7 +105,7 @@ PROFILES = {
     "smoke": Profile(
         name="smoke", n_healthy=8, n_unlabelled=14, voxel_mm=2.0, crop_size=100, image_size=32,
         encoder_channels=(8, 16, 16, 32), decoder_channels=(32, 16, 16, 8), latent_dim=16,
-        epochs=2, warmup_epochs=2, learning_rate=1e-3, folds=3, bootstrap_samples=100,
+        epochs=2, warmup_epochs=2, learning_rate=1e-3, folds=2, bootstrap_samples=100,
     ),
     "laptop": Profile(
         name="laptop", n_healthy=60, n_unlabelled=80, voxel_mm=2.0, crop_size=100, image_size=64,
@@ -121,7 +121,7 @@ PROFILES = {
 }  # fmt: skip
 
 
-def load_profile(name: str, **overrides: object) -> Profile:
+def load_profile(name: str, /, **overrides: object) -> Profile:
     """Return the preset ``name`` with some settings replaced.
 
     Raises
