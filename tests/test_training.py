@@ -148,6 +148,30 @@ def test_the_seed_names_the_random_streams(tmp_path, finished):
     assert (other.loss != finished[0].loss).all()
 
 
+def test_every_epoch_has_an_order_and_noise_of_its_own(tmp_path):
+    orders, noises = [], []
+
+    def spy(model, images, masks, *, inputs, **options):
+        noise = (inputs - images)[masks]
+        orders.append(tuple(masks.sum((1, 2)).tolist()))
+        noises.append(noise[:20].sum().item())
+        return elbo(model, images, masks, inputs=inputs, **options)
+
+    settings = SETTINGS.model_copy(
+        update={"batch_size": 42, "flip_probability": 0, "brightness_probability": 0}
+    )
+    fit(tmp_path, settings, objective=spy, validation=None)
+    assert len(set(orders)) == 4 and len({tuple(sorted(order)) for order in orders}) == 1
+    # With images of one grey the order could not hide that the noise is drawn again.
+    orders.clear(), noises.clear()
+    one_grey = np.zeros_like(IMAGES)
+    train(
+        new_model(), spy, one_grey, np.ones_like(MASKS), settings, tmp_path / "grey", 7,
+        accelerator="cpu",
+    )  # fmt: skip
+    assert len(set(noises)) == 4
+
+
 def test_validation_leaves_the_training_as_it_is(tmp_path, finished):
     history = fit(tmp_path, validation=None)
     assert list(history.loss) == list(finished[0].loss)
