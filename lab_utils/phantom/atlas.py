@@ -291,7 +291,7 @@ def _brain_mask(t1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _lateral_ventricles(csf: np.ndarray, hull_depth: np.ndarray) -> np.ndarray:
     """Return the largest pool of deep CSF whose centre lies above z = 10 mm."""
-    labels, count = ndimage.label((csf > 0.4) & (hull_depth > 24))
+    labels, count = ndimage.label((csf > 0.5) & (hull_depth > 24))
     pools = range(1, count + 1)
     sizes = ndimage.sum_labels(labels > 0, labels, pools)
     heights = np.array(ndimage.center_of_mass(labels > 0, labels, pools))[:, 2] + BOX_CORNER_MM[2]

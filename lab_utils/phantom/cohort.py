@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import joblib
@@ -110,8 +111,13 @@ def _recipe(
         "scanner": scanner,
         "voxel_mm": float(voxel_mm),
         "foci": more if multifocal else 1,
-        "code": workspace.code_of(sys.modules["lab_utils.phantom"]),
+        "code": _phantom_code(),
     }
+
+
+@lru_cache(maxsize=1)
+def _phantom_code() -> str:
+    return workspace.code_of(sys.modules["lab_utils.phantom"])
 
 
 def _make_files(directory: Path, recipe: dict, atlas_dir: str | os.PathLike | None) -> dict:

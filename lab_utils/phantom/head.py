@@ -23,7 +23,6 @@ from lab_utils.phantom.fields import (
 
 WARP_GRID_MM = 3.0
 SCAN_NODES_MM = 4.0
-INVERSION_STEPS = 12
 
 # The MNI152 average is larger than most heads: 1.9 L inside its mask. This length scale brings the
 # mean brain mask to about 1.45 L, the middle of what is found in skull-stripped adult scans.
@@ -40,6 +39,7 @@ class HeadShape:
     linear: np.ndarray
     shift_mm: np.ndarray
     displacement_mm: np.ndarray  # u, on the warp grid over the atlas box
+    inverse_mm: np.ndarray  # of the map q + u(q), as a displacement on the same grid
 
     @property
     def volume_ratio(self) -> float:
@@ -53,14 +53,14 @@ class HeadShape:
         warp = sample(to_tensor(self.displacement_mm), atlas_voxels(points_mm, WARP_GRID_MM))
         return points_mm + warp
 
-    def to_head(self, targets_mm: torch.Tensor, start_mm: torch.Tensor) -> torch.Tensor:
-        """Return the head points whose atlas points are ``targets_mm``, by fixed-point iteration."""
+    def to_head(self, points_mm: torch.Tensor) -> torch.Tensor:
+        """Return the head points of atlas points: the inverse of `to_atlas`.
+
+        It flows back along the velocity that gave the warp.
+        """
+        back = sample(to_tensor(self.inverse_mm), atlas_voxels(points_mm, WARP_GRID_MM))
         inverse = to_tensor(np.linalg.inv(self.linear))
-        points_mm = start_mm
-        for _ in range(INVERSION_STEPS):
-            miss = self.to_atlas(points_mm) - targets_mm
-            points_mm = points_mm - torch.einsum("ij,jxyz->ixyz", inverse, miss)
-        return points_mm
+        return torch.einsum("ij,jxyz->ixyz", inverse, points_mm + back - _column(self.shift_mm))
 
 
 def atlas_voxels(points_mm: torch.Tensor, spacing_mm: float) -> torch.Tensor:
@@ -96,6 +96,7 @@ def draw_shape(atlas: Atlas, seed: int, ageing: float) -> HeadShape:
         linear=mirror @ _rotation(*angles) @ np.diag(stretch),
         shift_mm=rng.normal(0, 0.8, 3),
         displacement_mm=exponentiate(velocity, WARP_GRID_MM),
+        inverse_mm=exponentiate(-velocity, WARP_GRID_MM),
     )
 
 
@@ -178,8 +179,8 @@ class Warp:
         the point p' whose y(p') is the same: the displacement is p' - p.
         """
         flow = sample(to_tensor(flow_mm), atlas_voxels(self.nodes, flow_grid_mm))
-        points = self.grid.node_points_mm()
-        return resize(self.shape.to_head(self.nodes + flow, points) - points, self.grid.shape)
+        displacement = self.shape.to_head(self.nodes + flow) - self.shape.to_head(self.nodes)
+        return resize(displacement, self.grid.shape)
 
     def displaced(self, displacement_mm: np.ndarray) -> "Warp":
         """Return the warp that shows at p what this one shows at p + displacement."""
