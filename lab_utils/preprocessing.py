@@ -152,7 +152,8 @@ def brain_mask_of(row: pd.Series, volume: Volume | None = None) -> np.ndarray:
     else:
         mask = load_like(row.brain_mask, volume, row.image) > 0
     if not mask.any():
-        raise ValueError(f"{row.subject}: expected a brain mask, found no voxel in it: see {row}")
+        file = row.image if row.brain_mask == STRIPPED else row.brain_mask
+        raise ValueError(f"{file}: expected a brain mask, found no voxel above 0; make it anew")
     return mask
 
 

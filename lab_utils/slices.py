@@ -69,7 +69,7 @@ class SliceStore:
             )
         self.info = json.loads((self.directory / STORE_FILE).read_text())
         text = dict.fromkeys(("subject", "group", "split"), str)
-        table = pd.read_csv(self.directory / "table.csv", dtype=text, float_precision="round_trip")
+        table = pd.read_csv(self.directory / "table.csv", dtype=text)
         self.table = table.fillna(dict.fromkeys(text, ""))
         self.images = self._map("images")
         self.counterfactuals = self._map("counterfactuals")
