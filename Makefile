@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help book dry-run test rehearse lab sync times lint format lock clean
+.PHONY: help book dry-run test lab sync times lint format lock clean
 
 help: ## Show this list
 	@echo "make TARGET [PROFILE=smoke|laptop|colab|paper] [SEED=0] [SEEDS=\"0 1 2\"]"
