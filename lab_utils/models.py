@@ -75,7 +75,10 @@ class VAE(nn.Module):
         widths = (1, *s.encoder_channels)
         layers: list[nn.Module] = []
         for narrow, wide in itertools.pairwise(widths):
-            layers += [nn.Conv2d(narrow, wide, KERNEL_SIZE, STRIDE, PADDING), activation()]
+            layers += [
+                nn.Conv2d(narrow, wide, KERNEL_SIZE, STRIDE, PADDING),
+                activation(inplace=True),
+            ]
         flat = s.encoder_channels[-1] * self.small_size**2
         self.encoder = nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, 2 * s.latent_dim))
 
@@ -84,7 +87,7 @@ class VAE(nn.Module):
         layers = [nn.Linear(s.latent_dim, math.prod(shape)), nn.Unflatten(1, shape)]
         for wide, narrow in itertools.pairwise(widths):
             layers += [
-                activation(), nn.ConvTranspose2d(wide, narrow, KERNEL_SIZE, STRIDE, PADDING)
+                activation(inplace=True), nn.ConvTranspose2d(wide, narrow, KERNEL_SIZE, STRIDE, PADDING)
             ]  # fmt: skip
         self.decoder = nn.Sequential(*layers)
         if s.variance == "scalar":
