@@ -1,3 +1,16 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
 # %% [markdown]
 # # The question and the data
 #
@@ -6,7 +19,38 @@
 #
 # **What you need.** Python and a little NumPy. No MRI: the words you need are explained where they first stand.
 #
-# **How long it takes.**
+# **How long it takes.** Not measured yet.
+
+# %% tags=["bootstrap", "remove-cell"]
+# In Colab this cell installs what is missing. Elsewhere it does nothing.
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+if "google.colab" in sys.modules or os.environ.get("TWO_LATENTS_COLAB"):
+    lab = os.environ.get("TWO_LATENTS_ADDRESS", "git+https://github.com/two-latents/two-latents")
+
+    def is_missing(requirement):
+        return not list(metadata.distributions(name=re.match(r"[\w.-]+", requirement)[0]))
+
+    def install(*what):
+        kept = [f"{n}=={metadata.version(n)}" for n in ("torch", "numpy") if not is_missing(n)]
+        Path("kept.txt").write_text("\n".join(kept))
+        pip = [sys.executable, "-m", "pip", "install", "-q", "-c", "kept.txt", *what]
+        if subprocess.run(pip, check=False).returncode:
+            raise SystemExit(f"pip could not install {' '.join(what)}: its words are above")
+
+    if is_missing("two-latents"):
+        install("--no-deps", lab)
+    needed = [r for r in metadata.requires("two-latents") if "extra" not in r]
+    if missing := list(filter(is_missing, needed)):
+        install(*missing)
+    drive = Path("/content/drive/MyDrive")
+    runs = (drive if drive.exists() else Path.cwd()) / "two-latents-runs"
+    os.environ.setdefault("TWO_LATENTS_RUNS", str(runs))
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -93,7 +137,7 @@ say(
 import numpy as np
 
 from lab_utils import figures
-from lab_utils.preprocessing import load_volume
+from lab_utils.preprocessing import load_displacement, load_volume
 
 trained = cohort[cohort["split"] == "train"]
 healthy_subject = trained[trained["group"] == "healthy"].iloc[0]
@@ -142,9 +186,9 @@ plotting.view_img(
 # data cannot answer: *what should VAE-H have drawn?*
 
 # %%
-columns = ("counterfactual", "lesion_mask", "displacement")
-counterfactual, lesion, displacement = (load_volume(patient[name]).data for name in columns)
-pushed_mm = np.linalg.norm(displacement, axis=-1)
+counterfactual = load_volume(patient["counterfactual"]).data
+lesion = load_volume(patient["lesion_mask"]).data
+pushed_mm = load_displacement(patient["displacement"])
 
 # %% mystnb={"figure": {"caption": "One subject with its tumour, the same subject without it, the lesion mask, and the difference of the two volumes. Red and blue away from the tumour are not tumour: they are healthy tissue that was pushed aside.", "name": "fig-counterfactual"}, "image": {"alt": "Four panels: a brain slice with a tumour, its healthy counterfactual, the tumour's parts in colour, and a difference image."}}
 figures.tumour_with_counterfactual(ill_brain.data, counterfactual, lesion, pushed_mm)

@@ -21,7 +21,7 @@
 # **What you need.** [Chapter 2](02_preprocessing.ipynb)'s slices (made here if they aren't there), a little
 # probability, and the idea of a gradient.
 #
-# **How long it takes.**
+# **How long it takes.** Not measured yet.
 
 # %% tags=["bootstrap", "remove-cell"]
 # In Colab this cell installs what is missing. Elsewhere it does nothing.
@@ -33,7 +33,7 @@ from importlib import metadata
 from pathlib import Path
 
 if "google.colab" in sys.modules or os.environ.get("TWO_LATENTS_COLAB"):
-    address = os.environ.get("TWO_LATENTS_ADDRESS", "git+https://github.com/two-latents/two-latents")
+    lab = os.environ.get("TWO_LATENTS_ADDRESS", "git+https://github.com/two-latents/two-latents")
 
     def is_missing(requirement):
         return not list(metadata.distributions(name=re.match(r"[\w.-]+", requirement)[0]))
@@ -46,12 +46,13 @@ if "google.colab" in sys.modules or os.environ.get("TWO_LATENTS_COLAB"):
             raise SystemExit(f"pip could not install {' '.join(what)}: its words are above")
 
     if is_missing("two-latents"):
-        install("--no-deps", address)
-    if needed := [r for r in metadata.requires("two-latents") if "extra" not in r and is_missing(r)]:
-        install(*needed)
+        install("--no-deps", lab)
+    needed = [r for r in metadata.requires("two-latents") if "extra" not in r]
+    if missing := list(filter(is_missing, needed)):
+        install(*missing)
     drive = Path("/content/drive/MyDrive")
-    shared_folder = (drive if drive.exists() else Path.cwd()) / "two-latents-runs"
-    os.environ.setdefault("TWO_LATENTS_RUNS", str(shared_folder))
+    runs = (drive if drive.exists() else Path.cwd()) / "two-latents-runs"
+    os.environ.setdefault("TWO_LATENTS_RUNS", str(runs))
 
 # %% tags=["parameters"]
 profile = "laptop"

@@ -1,3 +1,16 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
 # %% [markdown]
 # # Scoring in latent space
 #
@@ -7,7 +20,38 @@
 # **What you need.** Both networks, from chapters [4](04_training_vae_h.ipynb) and [5](05_training_vae.ipynb). What is
 # missing is made here.
 #
-# **How long it takes.**
+# **How long it takes.** Not measured yet.
+
+# %% tags=["bootstrap", "remove-cell"]
+# In Colab this cell installs what is missing. Elsewhere it does nothing.
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+if "google.colab" in sys.modules or os.environ.get("TWO_LATENTS_COLAB"):
+    lab = os.environ.get("TWO_LATENTS_ADDRESS", "git+https://github.com/two-latents/two-latents")
+
+    def is_missing(requirement):
+        return not list(metadata.distributions(name=re.match(r"[\w.-]+", requirement)[0]))
+
+    def install(*what):
+        kept = [f"{n}=={metadata.version(n)}" for n in ("torch", "numpy") if not is_missing(n)]
+        Path("kept.txt").write_text("\n".join(kept))
+        pip = [sys.executable, "-m", "pip", "install", "-q", "-c", "kept.txt", *what]
+        if subprocess.run(pip, check=False).returncode:
+            raise SystemExit(f"pip could not install {' '.join(what)}: its words are above")
+
+    if is_missing("two-latents"):
+        install("--no-deps", lab)
+    needed = [r for r in metadata.requires("two-latents") if "extra" not in r]
+    if missing := list(filter(is_missing, needed)):
+        install(*missing)
+    drive = Path("/content/drive/MyDrive")
+    runs = (drive if drive.exists() else Path.cwd()) / "two-latents-runs"
+    os.environ.setdefault("TWO_LATENTS_RUNS", str(runs))
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -74,7 +118,7 @@ idea
 scores = lab.scores()
 scores[["subject", "group", "split", "lesion_mm2", *scoring.SCORES]].sample(4, random_state=seed).round(2)
 
-# %% mystnb={"figure": {"caption": "Latent distances of healthy slices, of unlabelled slices without lesion, and of unlabelled slices with more than 20 mm² of it. A perfect score would keep the third apart from the other two.", "name": "fig-distances"}, "image": {"alt": "Three overlapping distributions of the latent distance; those with lesion lie furthest to the right."}}
+# %% mystnb={"figure": {"caption": "Latent distances of healthy slices, of unlabelled slices without lesion, and of unlabelled slices with more than 20 mm\u00b2 of it. A perfect score would keep the third apart from the other two.", "name": "fig-distances"}, "image": {"alt": "Three overlapping distributions of the latent distance; those with lesion lie furthest to the right."}}
 figures.score_distributions(scores, "latent_distance", th=20)
 
 # %%

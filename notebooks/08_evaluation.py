@@ -1,3 +1,16 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
 # %% [markdown]
 # # Evaluation: Table 1, and what it is worth
 #
@@ -7,7 +20,38 @@
 #
 # **What you need.** The scores of [chapter 7](07_scoring_in_latent_space.ipynb). What is missing is made here.
 #
-# **How long it takes.**
+# **How long it takes.** Not measured yet.
+
+# %% tags=["bootstrap", "remove-cell"]
+# In Colab this cell installs what is missing. Elsewhere it does nothing.
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+if "google.colab" in sys.modules or os.environ.get("TWO_LATENTS_COLAB"):
+    lab = os.environ.get("TWO_LATENTS_ADDRESS", "git+https://github.com/two-latents/two-latents")
+
+    def is_missing(requirement):
+        return not list(metadata.distributions(name=re.match(r"[\w.-]+", requirement)[0]))
+
+    def install(*what):
+        kept = [f"{n}=={metadata.version(n)}" for n in ("torch", "numpy") if not is_missing(n)]
+        Path("kept.txt").write_text("\n".join(kept))
+        pip = [sys.executable, "-m", "pip", "install", "-q", "-c", "kept.txt", *what]
+        if subprocess.run(pip, check=False).returncode:
+            raise SystemExit(f"pip could not install {' '.join(what)}: its words are above")
+
+    if is_missing("two-latents"):
+        install("--no-deps", lab)
+    needed = [r for r in metadata.requires("two-latents") if "extra" not in r]
+    if missing := list(filter(is_missing, needed)):
+        install(*missing)
+    drive = Path("/content/drive/MyDrive")
+    runs = (drive if drive.exists() else Path.cwd()) / "two-latents-runs"
+    os.environ.setdefault("TWO_LATENTS_RUNS", str(runs))
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -114,7 +158,7 @@ pairs = evaluation.matched_pairs(slices, th=20)
 one_pair = pairs.sample(1, random_state=seed).iloc[0]
 f"{len(pairs)} pairs of {pairs['positive'].nunique()} positives and {pairs['negative'].nunique()} negatives"
 
-# %% mystnb={"figure": {"caption": "One matched pair: brains of like area, cut at like height, one with a tumour and one without. Guessing by size is no use here.", "name": "fig-pair"}, "image": {"alt": "Two brain slices of the same size side by side; only the left one holds a tumour, outlined."}}
+# %% mystnb={"figure": {"caption": "One matched pair: brains of like area, cut at like height, one with a tumour and one without. Guessing by size is no use here.", "name": "fig-pair"}, "image": {"alt": "Two brain slices of the same size, one above the other; only the upper one holds a tumour, outlined."}}
 figures.matched_pairs_example(lab.slices(), slices.loc[[one_pair["positive"], one_pair["negative"]]])
 
 # %%
