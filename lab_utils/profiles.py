@@ -110,7 +110,7 @@ PROFILES = {
     "laptop": Profile(
         name="laptop", n_healthy=60, n_unlabelled=80, voxel_mm=2.0, crop_size=100, image_size=64,
         encoder_channels=(16, 32, 64, 128), decoder_channels=(128, 64, 32, 16), latent_dim=64,
-        epochs=20, warmup_epochs=10, learning_rate=1e-3,
+        epochs=15, warmup_epochs=10, learning_rate=1e-3,
     ),
     "colab": Profile(
         name="colab", n_healthy=120, n_unlabelled=160, voxel_mm=2.0, crop_size=100, image_size=64,
