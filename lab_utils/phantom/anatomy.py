@@ -53,7 +53,8 @@ def draw_tissue(atlas: Atlas, seed: int, ageing: float) -> Tissue:
     csf = atlas.logit_csf + 0.60 * fine[1] + 0.35 * broad[1] + (0.9 * ageing - 0.35)
     logits = np.stack([csf, atlas.logit_grey, white])
     logits -= logits.max(axis=0)
-    csf, grey, white = np.exp(logits) / np.exp(logits).sum(axis=0)
+    odds = np.exp(logits)
+    csf, grey, white = odds / odds.sum(axis=0)
 
     pial_distance = np.minimum(atlas.hull_depth - 0.5, atlas.sulcus_distance - 0.3)
     pial_distance = np.minimum(pial_distance, sulcus_distance - 0.3)
