@@ -70,6 +70,13 @@ def reference_runs() -> dict[str, pd.DataFrame]:
     return runs
 
 
+def _checked(csv: str | os.PathLike) -> pd.DataFrame:
+    table = cohorts.read_cohort(csv)
+    if problems := cohorts.check_cohort(table):
+        raise ValueError("\n".join([f"{csv} cannot be used:", *map(str, problems)]))
+    return table
+
+
 class Lab:
     """One run: a profile, a seed, and a workspace that holds what they make.
 
@@ -114,9 +121,7 @@ class Lab:
         if self.profile.cohort == "phantom":
             table = cohorts.read_cohort(self._phantom() / "cohort.csv")
         else:
-            table = cohorts.read_cohort(self.profile.cohort)
-            if problems := cohorts.check_cohort(table):
-                raise ValueError("\n".join(["the cohort cannot be used:", *map(str, problems)]))
+            table = _checked(self.profile.cohort)
         return cohorts.split_cohort(table, self.seed, self.profile.split_fractions)
 
     def _phantom(self) -> Path:
@@ -178,11 +183,46 @@ class Lab:
         inputs = self._inputs(SCORE_SETTINGS, code_of(scoring), models=trained)
 
         def make(directory: Path) -> None:
-            nets = {name: self.model(name) for name in training.METHODS}
-            table = scoring.score_store(self.slices(), nets, self.profile.reconstruction)
+            table = scoring.score_store(self.slices(), self._models(), self.profile.reconstruction)
             table.to_csv(directory / "scores.csv", index=False)
 
         return pd.read_csv(self.workspace.artefact("scores", inputs, make) / "scores.csv")
+
+    def score_visitors(self, csv: str | os.PathLike) -> tuple[SliceStore, pd.DataFrame]:
+        """Score a cohort that had no part in this run, with the models of this run.
+
+        Its volumes are matched to this run's reference subject, which stands in the returned
+        store as well, as a training subject.
+
+        Returns
+        -------
+        store, scores
+            The visitors' slices, and their scores as in :meth:`scores`; every visitor counts as a
+            test subject.
+
+        Raises
+        ------
+        ValueError
+            If a subject has a problem; the message lists them all.
+        """
+        visitors = _checked(csv).assign(split="test")
+        home = self.slices()
+        host = self.cohort().set_index("subject", drop=False).loc[[home.info["reference_subject"]]]
+        table = pd.concat([host.assign(split="train"), visitors], ignore_index=True)
+        source = [cohorts.file_facts(row) for row in visitors.itertuples()]
+        code = code_of(cohorts, preprocessing, slices)
+        upstream = {"visitors": source, "slices": self._made_from("slices")}
+        name = f"visitors/{fingerprint(source)}"
+        directory = self.workspace.artefact(
+            name,
+            self._inputs(SLICE_SETTINGS, code, **upstream),
+            lambda partial: slices.write_slices(table, self.profile, partial, host.index[0]),
+        )
+        store = SliceStore(directory)
+        return store, scoring.score_store(store, self._models(), self.profile.reconstruction, home)
+
+    def _models(self) -> dict[str, models.VAE]:
+        return {name: self.model(name) for name in training.METHODS}
 
     def results(self) -> pd.DataFrame:
         """Return the tidy results: one row per method, Th, threshold rule and fold."""

@@ -170,12 +170,15 @@ class TemplateZ:
 
 
 def score_store(
-    store: SliceStore, models: Mapping[str, nn.Module], statistic: str = "median"
+    store: SliceStore,
+    models: Mapping[str, nn.Module],
+    statistic: str = "median",
+    template_store: SliceStore | None = None,
 ) -> pd.DataFrame:
     """Return the scores table: one row per validation and test slice of either cohort.
 
     Its columns are those of the store's table, ``row`` (where the slice lies in the store), and
-    one per score of ``SCORES``. The template is fitted to the healthy training slices.
+    one per score of ``SCORES``.
 
     Parameters
     ----------
@@ -183,16 +186,20 @@ def score_store(
         ``"vae_h"``, ``"vae"``, ``"ce_dvae"`` and ``"vae_ce_reg"``.
     statistic
         Which statistic of the logit-normal is the reconstruction, ``"median"`` or ``"mean"``.
+    template_store
+        The store to whose healthy training slices the template is fitted; by default ``store``.
 
     Raises
     ------
     ValueError
         If a score is not finite. The message names the slice and the method.
     """
-
-    heights_mm = torch.as_tensor(store.table["height_mm"].to_numpy(np.float32))
-    training = store.rows(group="healthy", split="train")
-    template = TemplateZ.fit(*store.tensors(training), heights_mm[training])
+    template_store = template_store or store
+    training = template_store.rows(group="healthy", split="train")
+    template = TemplateZ.fit(
+        *template_store.tensors(training), _heights_mm(template_store)[training]
+    )
+    heights_mm = _heights_mm(store)
     rows = np.concatenate([store.rows(split=split) for split in ("validation", "test")])
     images, masks = store.tensors(rows)
     scores = {
@@ -209,6 +216,10 @@ def score_store(
     scored = store.table.iloc[rows].assign(row=rows, **columns).reset_index(drop=True)
     check_finite(scored, SCORES)
     return scored
+
+
+def _heights_mm(store: SliceStore) -> Tensor:
+    return torch.as_tensor(store.table["height_mm"].to_numpy(np.float32))
 
 
 def check_finite(scored: pd.DataFrame, methods: Iterable[str]) -> None:

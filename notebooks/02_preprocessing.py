@@ -100,16 +100,20 @@ volume.data.shape, volume.voxel_mm
 log_bias = preprocessing.log_bias_field(volume, brain_mask)
 corrected = volume.data / np.exp(log_bias)
 
-# %% mystnb={"figure": {"caption": "One slice before N4, the estimated bias field, and the slice after. The field is smooth and knows nothing of anatomy; look at the corners of the brain, where the shading was.", "name": "fig-n4"}, "image": {"alt": "Three panels: a brain slice, a smooth shading field, and the slice with the shading removed."}}
+# %% mystnb={"figure": {"caption": "One slice before N4, the estimated bias field, and the slice after. The field is smooth: it follows the coil, and, to a degree, the tumour.", "name": "fig-n4"}, "image": {"alt": "Three panels: a brain slice, a smooth shading field, and the slice with the shading removed."}}
 figures.before_after(volume.data, corrected, difference=log_bias, mask=brain_mask,
                      labels=("before N4", "log bias field", "after N4"))  # fmt: skip
 
 # %% tags=["remove-input"]
 inside = log_bias[brain_mask]
-swing = 100 * (np.exp(inside.max() - inside.min()) - 1)
+lesion = preprocessing.load_volume(patient["lesion_mask"]).data > 0
+swing = np.exp(inside.max() - inside.min()) - 1
+taken = np.exp(log_bias[lesion].mean() - log_bias[brain_mask & ~lesion].mean()) - 1
 say(
-    f"In this volume the field makes the brightest corner **{swing:.0f} %** brighter than the darkest, with no "
-    "tissue to blame for it. A network would have to learn that shading, and would take it for news."
+    f"In this volume the field is **{swing:.0%}** stronger at its strongest than at its weakest. A network would have to "
+    "learn that shading, and would take it for news. But look where the tumour is. A large bright region is smooth, too, "
+    f"and N4 cannot know that it is not shading: inside the lesion mask the field is {taken:+.0%} of its level elsewhere, "
+    + ("so a part of the tumour's brightness is taken away with it." if taken > 0 else "so here it took nothing away.")
 )
 
 # %% [markdown]
@@ -162,7 +166,7 @@ store.table.sample(4, random_state=seed).T
 
 # %%
 one_subject = store.table.query("subject == @patient.subject")
-shown = one_subject.index[:: max(1, len(one_subject) // 12)]
+shown = one_subject.index[np.linspace(0, len(one_subject) - 1, 12).astype(int)]
 
 # %% mystnb={"figure": {"caption": "The slices of one subject as the networks will see them, with the lesion mask outlined. The first and the last hold little brain, and no tumour: remember that when chapter 8 asks what a score is worth.", "name": "fig-slices"}, "image": {"alt": "A strip of small brain slices from skull base to crown; those in the middle carry a tumour outline."}}
 figures.slice_strip(store.images[shown], store.lesion_mask(shown))
@@ -172,8 +176,8 @@ figures.slice_strip(store.images[shown], store.lesion_mask(shown))
 
 # %%
 unlabelled = store.table[store.table["group"] == "unlabelled"]
-share = {th: (unlabelled["lesion_mm2"] > th).mean() for th in lab.profile.thresholds_mm2}
-share
+share = {th: float((unlabelled["lesion_mm2"] > th).mean()) for th in lab.profile.thresholds_mm2}
+{f"Th {th:g}": round(value, 3) for th, value in share.items()}
 
 # %% tags=["remove-input"]
 tumour_rows = unlabelled["lesion_mm2"] > 0
@@ -201,7 +205,6 @@ theirs = correction.apply(counterfactual.data, brain_mask)
 
 # %%
 displacement = preprocessing.load_displacement(patient["displacement"])
-lesion = preprocessing.load_volume(patient["lesion_mask"]).data > 0
 far = brain_mask & ~lesion & (displacement < 0.1)
 float(abs(ours - theirs)[far].mean()), float(abs(ours - theirs)[lesion].mean())
 

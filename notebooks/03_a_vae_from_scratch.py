@@ -160,7 +160,7 @@ costs = {
     for grey in (0.5, 0.01, 0.001)
     for clip in (0.01, 0.001)
 }
-costs  # fmt: skip
+{key: round(cost, 2) for key, cost in costs.items()}  # fmt: skip
 
 # %% tags=["remove-input"]
 say(

@@ -118,7 +118,7 @@ figures.reconstructions(images, by_vae, masks, others={"VAE-H": by_vae_h}, label
 lesions = torch.as_tensor(store.lesion_mask(largest))
 brightness = {"slice": images, "VAE": by_vae, "VAE-H": by_vae_h}
 brightness = {name: float(picture[lesions].mean()) for name, picture in brightness.items()}
-brightness
+{name: round(value, 3) for name, value in brightness.items()}
 
 # %% tags=["remove-input"]
 kept = {name: brightness[name] - brightness["VAE-H"] for name in ("slice", "VAE")}

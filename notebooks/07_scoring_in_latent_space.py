@@ -129,7 +129,7 @@ groups = {
     "unlabelled, lesion": unlabelled[unlabelled["lesion_mm2"] > 20],
 }
 medians = {name: part["latent_distance"].median() for name, part in groups.items()}
-medians
+{name: round(value, 3) for name, value in medians.items()}
 
 # %% tags=["remove-input"]
 domain = medians["unlabelled, no lesion"] - medians["healthy"]
@@ -163,7 +163,7 @@ figures.latent_map(mean, mean_drawn, lesion_mm2 > 20)
 
 # %%
 healthy_validation = scores.query("group == 'healthy' and split == 'validation'")["latent_distance"]
-threshold = healthy_validation.quantile(0.99)
+threshold = float(healthy_validation.quantile(0.99))
 called = unlabelled["latent_distance"] >= threshold
 is_tumour = unlabelled["lesion_mm2"] > 20
 threshold
