@@ -175,6 +175,11 @@ def log_bias_field(
     -------
     (X, Y, Z) float32, the logarithm of the field at full resolution: mean 0 in the brain mask, 0
     outside it. Divide the volume by its exponential.
+
+    Notes
+    -----
+    What is added to a volume as shading comes back, but N4 cannot tell the rest of a weak field
+    from slow changes of the tissue itself: no method that sees only the volume can.
     """
     if shrink is None:
         shrink = np.maximum(1, np.round(WORKING_GRID_MM / volume.voxel_mm))

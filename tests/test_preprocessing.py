@@ -177,6 +177,17 @@ def test_one_correction_for_scan_and_counterfactual(subject, reference):
     assert difference[changed & mask].mean() > 0.95 and not difference[~changed].any()
 
 
+def test_the_correction_takes_the_shading_out():
+    data, mask = brain()
+    shading = np.exp(np.linspace(-0.5, 0.5, SHAPE[0])[:, None, None]).astype(np.float32)
+    shaded = Volume(data * shading, AFFINE)
+    plain = preprocessing.fit_intensity_correction(shaded, mask, bias_correction=False)
+    corrected = preprocessing.fit_intensity_correction(shaded, mask)
+    truth = preprocessing.scale_to_unit_range(data, mask)[mask]
+    errors = [np.abs(c.apply(shaded.data, mask)[mask] - truth).mean() for c in (plain, corrected)]
+    assert errors[1] < 0.3 * errors[0]
+
+
 def test_steps_can_be_left_out(subject):
     volume = preprocessing.load_volume(subject.image)
     mask = preprocessing.brain_mask_of(subject, volume)
