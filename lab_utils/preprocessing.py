@@ -178,8 +178,8 @@ def log_bias_field(
 
     Notes
     -----
-    What is added to a volume as shading comes back, but N4 cannot tell the rest of a weak field
-    from slow changes of the tissue itself: no method that sees only the volume can.
+    Shading that is added to a volume is found again. A weak field (a few per cent) is not told
+    apart from slow changes of the tissue's own signal, which are as large.
     """
     if shrink is None:
         shrink = np.maximum(1, np.round(WORKING_GRID_MM / volume.voxel_mm))
