@@ -77,7 +77,8 @@ def run_chapter(
             parameters=dict(parameters),
             kernel_name=KERNEL,
             cwd=notebook.parent,
-            progress_bar=sys.stderr.isatty(),
+            progress_bar=False,
+            stderr_file=sys.stderr,  # the progress of long work in a cell
         )
         nbformat.write(_as_published(executed, parameters), scratch)
     return executed.metadata.papermill["duration"]

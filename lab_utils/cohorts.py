@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 from nibabel.filebasedimages import ImageFileError
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 GROUPS = ("healthy", "unlabelled")
 SPLITS = ("train", "validation", "test")
@@ -151,7 +151,7 @@ def check_cohort(table: pd.DataFrame, workers: int = 1) -> list[Problem]:
     """
     rows = [row for _, row in table.iterrows()]
     found = Parallel(workers, return_as="generator")(delayed(volume_problems)(row) for row in rows)
-    found = tqdm(found, "checking", total=len(rows), unit="subject", disable=None)
+    found = tqdm(found, "checking", total=len(rows), unit="subject")
     return table_problems(table) + [problem for problems in found for problem in problems]
 
 

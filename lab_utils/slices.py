@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from joblib import Parallel, delayed
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from lab_utils import preprocessing
 from lab_utils.cohorts import PATH_COLUMNS
@@ -169,7 +169,7 @@ def write_slices(
     done = Parallel(workers or -1, return_as="generator_unordered")(
         delayed(_write_shard)(row, shard, profile, reference) for row, shard in todo
     )
-    for _ in tqdm(done, "preprocessing", total=len(todo), unit="subject", disable=None):
+    for _ in tqdm(done, "preprocessing", total=len(todo), unit="subject"):
         pass
     info = {"reference_subject": reference_row.subject, "settings": settings}
     _assemble(directory, rows, shards, info)

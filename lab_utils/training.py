@@ -22,7 +22,7 @@ import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .models import VAE, ModelSettings
 from .objectives import METHODS, Augment, Loss, model_settings
