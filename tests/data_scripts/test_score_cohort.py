@@ -29,7 +29,7 @@ def test_a_cohort_that_cannot_be_read_is_refused(smoke_run, tmp_path, monkeypatc
     monkeypatch.setenv(RUNS_VARIABLE, str(smoke_run.parents[1]))
     flat = nib.Nifti1Image(np.ones((8, 8, 8), np.float32), np.eye(4))
     nib.save(flat, tmp_path / "flat.nii.gz")
-    row = dict(subject="a", group="unlabelled", image="flat.nii.gz", brain_mask="stripped")
+    row = {"subject": "a", "group": "unlabelled", "image": "flat.nii.gz", "brain_mask": "stripped"}
     pd.DataFrame([row | {"lesion_mask": ""}]).to_csv(tmp_path / "mine.csv", index=False)
     arguments = [str(tmp_path / "mine.csv"), "--profile", "smoke", "--output", str(tmp_path / "o")]
     assert score_cohort.main(arguments) == 1
