@@ -67,6 +67,13 @@ DEEP_REGIONS = {
     "hypothalamus": ((6, 6, -8), (14, 14, 9), 0.25),
 }
 
+# The average of many brains blurs these into the CSF of the cistern that they stand in: centre
+# |x|, y, z (mm), radii (mm), softness, part of the CSF that is grey matter in an individual.
+BLURRED_INTO_CISTERNS = {
+    "pineal gland and habenula": ((0, -33, 0), (5, 7, 5), 0.8, 0.85),
+    "culmen of the vermis": ((0, -53, -1), (11, 12, 9), 0.5, 0.88),
+}
+
 
 @dataclass(frozen=True)
 class Atlas:
@@ -165,7 +172,12 @@ def _build_maps() -> dict[str, np.ndarray]:
 
     csf = np.clip(mask - grey - white, 0, 1)
     csf[~mask & (mask_distance > -CSF_BEYOND_MASK_MM)] = 1
-    csf, grey = csf - sella * csf, grey + sella * csf
+    blurred = [
+        part * _ellipsoid(x, y, z, centre, radii, softness)
+        for centre, radii, softness, part in BLURRED_INTO_CISTERNS.values()
+    ]
+    no_cistern = np.maximum.reduce([sella, *blurred])
+    csf, grey = csf * (1 - no_cistern), grey + no_cistern * csf
     ventricles = _lateral_ventricles(csf, hull_depth)
     vessels = _vessels(x, y, z) * (csf > 0.25)
 
@@ -179,7 +191,7 @@ def _build_maps() -> dict[str, np.ndarray]:
     ridge = (csf > 0.13) & (csf - ndimage.gaussian_filter(csf, 3.0) > 0.025)
     deep = np.maximum.reduce(
         [_ellipsoid(x, y, z, *region) for region in DEEP_REGIONS.values()]
-        + [ndimage.gaussian_filter(cerebellum.astype(np.float32), 1.0), sella]
+        + [ndimage.gaussian_filter(cerebellum.astype(np.float32), 1.0), no_cistern]
     )
     explained = 0.86 * white + 0.665 * grey + 0.27 * csf
     iron_kept = math.prod(

@@ -36,6 +36,11 @@ def test_anatomy_lies_where_it_should(atlas_dir):
     assert at(atlas.mask_distance, 0, -20, 10) > 30
     assert at(atlas.mask_distance, 0, 80, 10) < 0
 
+    # Between splenium and vermis the average brain is all cistern; an individual's is not.
+    for culmen in ((0, -48, 0), (4, -50, 2), (0, -56, -2)):
+        assert at(atlas.logit_grey, *culmen) > at(atlas.logit_csf, *culmen) + 2
+    assert at(atlas.logit_csf, 0, -40, -8) > at(atlas.logit_grey, 0, -40, -8) + 2
+
 
 def test_border_of_the_brain_mask_is_smooth_and_whole(atlas_dir):
     atlas = load_atlas(2.0, atlas_dir)
