@@ -244,6 +244,8 @@ say(
 # here, with where they come from.
 
 # %% tags=["remove-input"]
+from IPython.display import display
+
 from lab_utils.lab import reference_runs
 
 for label, reference in reference_runs().items():
