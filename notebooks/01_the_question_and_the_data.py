@@ -144,6 +144,7 @@ healthy_subject = trained[trained["group"] == "healthy"].iloc[0]
 patients = trained[trained["group"] == "unlabelled"]
 patient = patients.sort_values("lesion_ml").iloc[len(patients) * 2 // 3]
 
+
 # %%
 def six_slices(volume):
     heights = np.linspace(0.25, 0.85, 6) * volume.data.shape[2]
@@ -257,7 +258,9 @@ ill = make_subject(2020, kind="tumour", scanner="brats", voxel_mm=2.0)
 well = make_subject(2020, kind="healthy", scanner="brats", voxel_mm=2.0)
 assert (ill.counterfactual == well.t2).all()
 changed = abs(ill.t2 - well.t2) > 0.1 * well.t2[well.brain_mask].mean()
-print(f"{changed[ill.brain_mask].mean():.0%} of the brain changed, {ill.facts['lesion_ml']:.0f} mL is lesion")
+print(
+    f"{changed[ill.brain_mask].mean():.0%} of the brain changed, {ill.facts['lesion_ml']:.0f} mL is lesion"
+)
 
 # %% [markdown]
 # ## What comes next

@@ -113,7 +113,11 @@ say(
     f"In this volume the field is **{swing:.0%}** stronger at its strongest than at its weakest. A network would have to "
     "learn that shading, and would take it for news. But look where the tumour is. A large bright region is smooth, too, "
     f"and N4 cannot know that it is not shading: inside the lesion mask the field is {taken:+.0%} of its level elsewhere, "
-    + ("so a part of the tumour's brightness is taken away with it." if taken > 0 else "so here it took nothing away.")
+    + (
+        "so a part of the tumour's brightness is taken away with it."
+        if taken > 0
+        else "so here it took nothing away."
+    )
 )
 
 # %% [markdown]

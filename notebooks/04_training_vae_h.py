@@ -175,7 +175,9 @@ figures.reconstructions(images, drawn, masks)
 
 # %%
 lesions = torch.as_tensor(store.lesion_mask(largest))
-removed = (images - drawn)[lesions].mean() / (images[lesions].mean() - images[masks & ~lesions].mean())
+removed = (images - drawn)[lesions].mean() / (
+    images[lesions].mean() - images[masks & ~lesions].mean()
+)
 float(removed)
 
 # %% tags=["remove-input"]

@@ -209,6 +209,7 @@ print(f"mirror {distance_to_mirror:.1f}, counterfactual {distance_to_twin:.1f}")
 # **2. Three draws.** Training averages the log-likelihood over three codes drawn from the posterior. Estimate it for
 # one slice with 3 and with 300 draws, ten times each. How much does the estimate wobble?
 
+
 # %% tags=["solution"]
 def estimate(draws):
     mean, log_variance = vae.encode(ill_image)
@@ -217,7 +218,9 @@ def estimate(draws):
 
 
 with torch.no_grad():
-    wobble = {draws: float(torch.stack([estimate(draws) for _ in range(10)]).std()) for draws in (3, 300)}
+    wobble = {
+        draws: float(torch.stack([estimate(draws) for _ in range(10)]).std()) for draws in (3, 300)
+    }
 assert wobble[300] < wobble[3]
 print(wobble)
 

@@ -116,7 +116,9 @@ idea
 
 # %%
 scores = lab.scores()
-scores[["subject", "group", "split", "lesion_mm2", *scoring.SCORES]].sample(4, random_state=seed).round(2)
+scores[["subject", "group", "split", "lesion_mm2", *scoring.SCORES]].sample(
+    4, random_state=seed
+).round(2)
 
 # %% mystnb={"figure": {"caption": "Latent distances of healthy slices, of unlabelled slices without lesion, and of unlabelled slices with more than 20 mm\u00b2 of it. A perfect score would keep the third apart from the other two.", "name": "fig-distances"}, "image": {"alt": "Three overlapping distributions of the latent distance; those with lesion lie furthest to the right."}}
 figures.score_distributions(scores, "latent_distance", th=20)
@@ -196,7 +198,10 @@ say(
 from sklearn.metrics import roc_auc_score
 
 one_network = scoring.latent_distance(vae_h, vae_h, images, masks)
-auc = {"VAE": roc_auc_score(lesion_mm2 > 20, distance), "VAE-H": roc_auc_score(lesion_mm2 > 20, one_network)}
+auc = {
+    "VAE": roc_auc_score(lesion_mm2 > 20, distance),
+    "VAE-H": roc_auc_score(lesion_mm2 > 20, one_network),
+}
 assert all(0 < value < 1 for value in auc.values())
 print({name: round(value, 3) for name, value in auc.items()})
 

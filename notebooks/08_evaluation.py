@@ -206,7 +206,9 @@ by_rule[["percentile", "threshold", "accuracy", "f1"]].mean().round(3)
 # the lesion in the slice:
 
 # %%
-threshold = results.query("th == 20 and method == 'latent_distance' and rule == 'selected'")["threshold"]
+threshold = results.query("th == 20 and method == 'latent_distance' and rule == 'selected'")[
+    "threshold"
+]
 sensitivity = evaluation.sensitivity_by_size(scores, threshold.mean())
 
 # %% mystnb={"figure": {"caption": "Share of lesion slices flagged by our method, by lesion area, with 95 % intervals over subjects.", "name": "fig-size"}, "image": {"alt": "Points with intervals rising with the area of the lesion."}}

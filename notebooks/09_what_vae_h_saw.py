@@ -78,7 +78,9 @@ store, vae_h = lab.slices(), lab.model("vae_h")
 
 # %%
 table = store.table
-test = table[(table["group"] == "unlabelled") & (table["split"] == "test") & (table["lesion_mm2"] > 0)]
+test = table[
+    (table["group"] == "unlabelled") & (table["split"] == "test") & (table["lesion_mm2"] > 0)
+]
 shown = test.sort_values("lesion_mm2").groupby("subject").tail(1).index[-8:].to_numpy()
 images, masks = store.tensors(shown)
 drawn = scoring.reconstructions(vae_h, images, masks)
@@ -161,7 +163,11 @@ say(
     f"The latent distance goes with the area of the lesion (rank correlation **{ranks['lesion_mm2']:+.2f}**) and with the "
     f"area of the brain ({ranks['brain_mm2']:+.2f}). With the share of the tumour that is kept it goes by "
     f"{ranks['kept']:+.2f}"
-    + (", in the direction that the method's logic asks for." if ranks["kept"] < 0 else ", against the method's logic.")
+    + (
+        ", in the direction that the method's logic asks for."
+        if ranks["kept"] < 0
+        else ", against the method's logic."
+    )
 )
 
 # %% [markdown]
@@ -210,7 +216,9 @@ say(
 # inside the brain mask, and how does it compare with that in slices with more than 150 mm²?
 
 # %% tags=["solution"]
-residual = scoring.residual_norm(vae_h, all_images, all_masks) / scoring.brain_area(all_masks).sqrt()
+residual = (
+    scoring.residual_norm(vae_h, all_images, all_masks) / scoring.brain_area(all_masks).sqrt()
+)
 area = torch.as_tensor(table.loc[all_rows, "lesion_mm2"].to_numpy())
 without, large = residual[area == 0].median(), residual[area > 150].median()
 assert without > 0 and large > 0
