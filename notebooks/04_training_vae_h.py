@@ -89,7 +89,8 @@ len(train_rows), len(validation_rows)
 # %%
 from lab_utils.objectives import Augment
 
-images, masks = store.tensors([train_rows[len(train_rows) // 2]] * 6)
+middle = store.table.loc[train_rows, "height_mm"].abs().idxmin()
+images, masks = store.tensors([middle] * 6)
 generator = torch.Generator().manual_seed(seed)
 inputs, targets, masks = Augment.of(lab.profile)(images, masks, generator)
 
@@ -182,9 +183,14 @@ float(removed)
 
 # %% tags=["remove-input"]
 say(
-    f"Inside the lesion masks the drawing is darker than the slice by **{removed:.0%}** of what makes the tumour stand "
-    "out from the rest of the brain. Not all of it need be the tumour's removal: blur darkens bright things as well. "
-    "Chapter 9 has the counterfactual, and can tell."
+    (
+        f"Averaged over the lesion masks, **{removed:.0%}** of what makes these tumours stand out from the rest of the brain "
+        "is gone from the drawing. "
+        if removed > 0.1
+        else "Averaged over the lesion masks, **the drawings are about as bright as the slices**: VAE-H has not simply wiped "
+        "these tumours away. It has blurred them, and drawn in their place the bright things it knows. "
+    )
+    + "An average is a crude witness. Chapter 9 has the counterfactual, the brain without the tumour, and can tell more."
 )
 
 # %% [markdown]

@@ -97,7 +97,8 @@ torch.testing.assert_close(by_hand, scoring.residual_norm(vae_h, images, masks))
 # %%
 generator = torch.Generator().manual_seed(seed)
 healthy_rows = store.rows(group="healthy", split="train")
-one = store.tensors([healthy_rows[len(healthy_rows) // 2]] * 6)[0]
+middle = store.table.loc[healthy_rows, "height_mm"].abs().idxmin()
+one = store.tensors([middle] * 6)[0]
 large = objectives.cover_with_squares(one, lab.profile.squares_ce_dvae, generator)
 small = objectives.cover_with_squares(one, lab.profile.squares_ce_reg, generator)
 

@@ -130,7 +130,7 @@ groups = {
     "unlabelled, no lesion": unlabelled[unlabelled["lesion_mm2"] == 0],
     "unlabelled, lesion": unlabelled[unlabelled["lesion_mm2"] > 20],
 }
-medians = {name: part["latent_distance"].median() for name, part in groups.items()}
+medians = {name: float(part["latent_distance"].median()) for name, part in groups.items()}
 {name: round(value, 3) for name, value in medians.items()}
 
 # %% tags=["remove-input"]
@@ -216,7 +216,7 @@ with torch.no_grad():
 sd_distance = (torch.exp(0.5 * log_var) - torch.exp(0.5 * log_var_h)).norm(dim=1)
 wasserstein = (distance**2 + sd_distance**2).sqrt()
 assert (wasserstein >= distance - 1e-5).all()
-print(f"larger by {float((wasserstein / distance - 1).median()):.1%} in the median")
+print(f"larger by {float((wasserstein / distance - 1).median()):.2%} in the median")
 
 # %% [markdown]
 # ## What comes next
