@@ -23,6 +23,7 @@
 
 # %% tags=["bootstrap", "remove-cell"]
 # In Colab this cell installs what is missing. Elsewhere it does nothing.
+# fmt: off
 import os
 import re
 import subprocess
@@ -51,6 +52,7 @@ if "google.colab" in sys.modules or os.environ.get("TWO_LATENTS_COLAB"):
     drive = Path("/content/drive/MyDrive")
     runs = (drive if drive.exists() else Path.cwd()) / "two-latents-runs"
     os.environ.setdefault("TWO_LATENTS_RUNS", str(runs))
+# fmt: on
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -99,9 +101,8 @@ lab = Lab(profile, seed, workspace, overrides)
 
 # %%
 cohort = lab.cohort()
-cohort[["subject", "group", "split", "scanner", "kind", "grade", "lesion_ml"]].sample(
-    6, random_state=seed
-)
+columns = ["subject", "group", "split", "scanner", "grade", "lesion_ml"]
+cohort.groupby("group").head(3)[columns]
 
 # %% [markdown]
 # Two groups, and three splits within each. A **subject** is on one side of the split or the other, never on both:
@@ -109,7 +110,11 @@ cohort[["subject", "group", "split", "scanner", "kind", "grade", "lesion_ml"]].s
 # for its memory.
 
 # %%
-subjects = cohort.groupby(["group", "split"]).size().unstack()[["train", "validation", "test"]]
+subjects = (
+    cohort.groupby(["group", "split"])
+    .size()
+    .unstack()[["train", "validation", "test"]]
+)
 subjects
 
 # %% tags=["remove-input"]
@@ -135,7 +140,6 @@ say(
 
 # %%
 import numpy as np
-
 from lab_utils import figures
 from lab_utils.preprocessing import load_displacement, load_volume
 
@@ -151,11 +155,16 @@ def six_slices(volume):
     return [figures.axial(volume.data, int(height)) for height in heights]
 
 
-healthy_brain, ill_brain = (load_volume(row["image"]) for row in (healthy_subject, patient))
+healthy_brain, ill_brain = (
+    load_volume(row["image"]) for row in (healthy_subject, patient)
+)
 
 # %% mystnb={"figure": {"caption": "Six horizontal slices from the skull base (left) to the crown (right). Top: a healthy subject under the HCP-like scanner. Bottom: a subject with a tumour under a BraTS-like scanner. Look for the bright region in the bottom row that has no twin across the midline.", "name": "fig-gallery"}, "image": {"alt": "Two rows of six T2-weighted brain slices; the lower row shows a bright tumour on one side."}}
 figures.subject_gallery(
-    {"healthy": six_slices(healthy_brain), "with a tumour": six_slices(ill_brain)}
+    {
+        "healthy": six_slices(healthy_brain),
+        "with a tumour": six_slices(ill_brain),
+    }
 )
 
 # %% [markdown]
@@ -192,7 +201,9 @@ lesion = load_volume(patient["lesion_mask"]).data
 pushed_mm = load_displacement(patient["displacement"])
 
 # %% mystnb={"figure": {"caption": "One subject with its tumour, the same subject without it, the lesion mask, and the difference of the two volumes. Red and blue away from the tumour are not tumour: they are healthy tissue that was pushed aside.", "name": "fig-counterfactual"}, "image": {"alt": "Four panels: a brain slice with a tumour, its healthy counterfactual, the tumour's parts in colour, and a difference image."}}
-figures.tumour_with_counterfactual(ill_brain.data, counterfactual, lesion, pushed_mm)
+figures.tumour_with_counterfactual(
+    ill_brain.data, counterfactual, lesion, pushed_mm
+)
 
 # %% tags=["remove-input"]
 say(
@@ -209,7 +220,9 @@ say(
 
 # %%
 tumours = cohort[cohort["lesion_ml"] > 0]
-tumours["lesion_ml"].describe(percentiles=[0.05, 0.5, 0.95]).round(1).to_frame().T
+tumours["lesion_ml"].describe(percentiles=[0.05, 0.5, 0.95]).round(
+    1
+).to_frame().T
 
 # %% tags=["remove-input"]
 largest = tumours["lesion_ml"].max()

@@ -24,6 +24,7 @@
 
 # %% tags=["bootstrap", "remove-cell"]
 # In Colab this cell installs what is missing. Elsewhere it does nothing.
+# fmt: off
 import os
 import re
 import subprocess
@@ -52,6 +53,7 @@ if "google.colab" in sys.modules or os.environ.get("TWO_LATENTS_COLAB"):
     drive = Path("/content/drive/MyDrive")
     runs = (drive if drive.exists() else Path.cwd()) / "two-latents-runs"
     os.environ.setdefault("TWO_LATENTS_RUNS", str(runs))
+# fmt: on
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -61,7 +63,6 @@ overrides = {}
 
 # %%
 import numpy as np
-
 from lab_utils import figures, preprocessing
 from lab_utils.lab import Lab
 from lab_utils.prose import say
@@ -108,7 +109,9 @@ figures.before_after(volume.data, corrected, difference=log_bias, mask=brain_mas
 inside = log_bias[brain_mask]
 lesion = preprocessing.load_volume(patient["lesion_mask"]).data > 0
 swing = np.exp(inside.max() - inside.min()) - 1
-taken = np.exp(log_bias[lesion].mean() - log_bias[brain_mask & ~lesion].mean()) - 1
+taken = (
+    np.exp(log_bias[lesion].mean() - log_bias[brain_mask & ~lesion].mean()) - 1
+)
 say(
     f"In this volume the field is **{swing:.0%}** stronger at its strongest than at its weakest. A network would have to "
     "learn that shading, and would take it for news. But look where the tumour is. A large bright region is smooth, too, "
@@ -166,7 +169,7 @@ figures.histograms({"before": scaled[brain_mask], "after": matched[brain_mask],
 
 # %%
 store = lab.slices()
-store.table.sample(4, random_state=seed).T
+store.table.groupby("group").sample(2, random_state=seed).T
 
 # %%
 one_subject = store.table.query("subject == @patient.subject")
@@ -180,7 +183,10 @@ figures.slice_strip(store.images[shown], store.lesion_mask(shown))
 
 # %%
 unlabelled = store.table[store.table["group"] == "unlabelled"]
-share = {th: float((unlabelled["lesion_mm2"] > th).mean()) for th in lab.profile.thresholds_mm2}
+share = {
+    th: float((unlabelled["lesion_mm2"] > th).mean())
+    for th in lab.profile.thresholds_mm2
+}
 {f"Th {th:g}": round(value, 3) for th, value in share.items()}
 
 # %% tags=["remove-input"]
@@ -202,7 +208,9 @@ say(
 # that are not tumour. So the lab treats the correction as one object: fitted once, applied to both.
 
 # %%
-correction = preprocessing.fit_intensity_correction(volume, brain_mask, reference)
+correction = preprocessing.fit_intensity_correction(
+    volume, brain_mask, reference
+)
 counterfactual = preprocessing.load_volume(patient["counterfactual"])
 ours = correction.apply(volume.data, brain_mask)
 theirs = correction.apply(counterfactual.data, brain_mask)
@@ -240,7 +248,9 @@ with tempfile.TemporaryDirectory() as folder:
     turned = image.as_reoriented(np.array([[0, -1], [1, 1], [2, 1]]))
     nib.save(turned, Path(folder) / "turned.nii.gz")
     again = preprocessing.load_volume(Path(folder) / "turned.nii.gz")
-np.testing.assert_allclose(again.data, volume.data, rtol=1e-3)  # stored as whole numbers
+np.testing.assert_allclose(
+    again.data, volume.data, rtol=1e-3
+)  # stored as whole numbers
 
 # %% [markdown]
 # **2. A score without a network.** Use `brain_mm2` as a score for "this slice holds more than 20 mm² of lesion" and

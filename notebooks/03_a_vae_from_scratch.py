@@ -25,6 +25,7 @@
 
 # %% tags=["bootstrap", "remove-cell"]
 # In Colab this cell installs what is missing. Elsewhere it does nothing.
+# fmt: off
 import os
 import re
 import subprocess
@@ -53,6 +54,7 @@ if "google.colab" in sys.modules or os.environ.get("TWO_LATENTS_COLAB"):
     drive = Path("/content/drive/MyDrive")
     runs = (drive if drive.exists() else Path.cwd()) / "two-latents-runs"
     os.environ.setdefault("TWO_LATENTS_RUNS", str(runs))
+# fmt: on
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -62,7 +64,6 @@ overrides = {}
 
 # %%
 import torch
-
 from lab_utils import figures, likelihoods
 from lab_utils.lab import Lab
 from lab_utils.prose import say
@@ -122,7 +123,9 @@ torch.testing.assert_close(ours, pixels.log_prob(x))
 # the density can lean against the wall.
 
 # %% mystnb={"figure": {"caption": "Logit-normal densities on (0, 1) for three locations and two variances. None of them gives belief to impossible grey values.", "name": "fig-logit-normal"}, "image": {"alt": "Six curves between 0 and 1: narrow and wide humps at dark, middle and bright grey values."}}
-figures.logit_normal_densities(locations=(-2.0, 0.0, 1.5), variances=(0.05, 0.5))
+figures.logit_normal_densities(
+    locations=(-2.0, 0.0, 1.5), variances=(0.05, 0.5)
+)
 
 # %% [markdown]
 # ## Median or mean?
@@ -251,7 +254,9 @@ losses = []
 for _ in range(200):
     mean, log_variance = vae.encode(images)
     z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
-    fit = likelihoods.LogitNormal(*vae.decode(z), clip).masked_log_likelihood(x, masks)
+    fit = likelihoods.LogitNormal(*vae.decode(z), clip).masked_log_likelihood(
+        x, masks
+    )
     loss = -(fit - likelihoods.kl_to_standard_normal(mean, log_variance)).mean()
     optimiser.zero_grad()
     loss.backward()
@@ -288,7 +293,11 @@ say(
 
 # %% tags=["solution"]
 grid = torch.linspace(1e-6, 1 - 1e-6, 200_001)
-density = likelihoods.LogitNormal(torch.tensor(0.7), torch.tensor(0.3), 1e-9).log_prob(grid).exp()
+density = (
+    likelihoods.LogitNormal(torch.tensor(0.7), torch.tensor(0.3), 1e-9)
+    .log_prob(grid)
+    .exp()
+)
 integral = torch.trapezoid(density, grid)
 torch.testing.assert_close(integral, torch.tensor(1.0), rtol=1e-3, atol=0)
 
@@ -297,11 +306,18 @@ torch.testing.assert_close(integral, torch.tensor(1.0), rtol=1e-3, atol=0)
 # differs by a constant. Which? Check it with `torch.distributions`.
 
 # %% tags=["solution"]
-from torch.distributions import AffineTransform, Normal, SigmoidTransform, TransformedDistribution
+from torch.distributions import (
+    AffineTransform,
+    Normal,
+    SigmoidTransform,
+    TransformedDistribution,
+)
 
 on_unit = TransformedDistribution(Normal(0.0, 0.5), [SigmoidTransform()])
 on_signed = TransformedDistribution(on_unit, [AffineTransform(-1.0, 2.0)])
-difference = on_unit.log_prob(torch.tensor(0.3)) - on_signed.log_prob(torch.tensor(-0.4))
+difference = on_unit.log_prob(torch.tensor(0.3)) - on_signed.log_prob(
+    torch.tensor(-0.4)
+)
 torch.testing.assert_close(difference, torch.log(torch.tensor(2.0)))
 
 # %% [markdown]

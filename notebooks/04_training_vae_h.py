@@ -24,6 +24,7 @@
 
 # %% tags=["bootstrap", "remove-cell"]
 # In Colab this cell installs what is missing. Elsewhere it does nothing.
+# fmt: off
 import os
 import re
 import subprocess
@@ -52,6 +53,7 @@ if "google.colab" in sys.modules or os.environ.get("TWO_LATENTS_COLAB"):
     drive = Path("/content/drive/MyDrive")
     runs = (drive if drive.exists() else Path.cwd()) / "two-latents-runs"
     os.environ.setdefault("TWO_LATENTS_RUNS", str(runs))
+# fmt: on
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -61,7 +63,6 @@ overrides = {}
 
 # %%
 import torch
-
 from lab_utils import figures
 from lab_utils.lab import Lab
 from lab_utils.prose import say
@@ -166,7 +167,13 @@ figures.latent_samples(2 * torch.sigmoid(location) - 1)
 # %%
 table = store.table
 ill = table[(table["group"] == "unlabelled") & (table["split"] == "validation")]
-largest = ill.sort_values("lesion_mm2").groupby("subject").tail(1).index[-6:].to_numpy()
+largest = (
+    ill.sort_values("lesion_mm2")
+    .groupby("subject")
+    .tail(1)
+    .index[-6:]
+    .to_numpy()
+)
 images, masks = store.tensors(largest)
 with torch.no_grad():
     drawn = vae_h.reconstruct(images, masks)
@@ -223,7 +230,9 @@ print(f"mean absolute difference {difference:.4f} on a range of 2")
 # %% tags=["solution"]
 with torch.no_grad():
     mean, log_variance = vae_h.encode(images)
-per_dimension = 0.5 * (mean**2 + log_variance.exp() - log_variance - 1).mean(dim=0)
+per_dimension = 0.5 * (mean**2 + log_variance.exp() - log_variance - 1).mean(
+    dim=0
+)
 used = int((per_dimension > 0.05).sum())
 assert 0 < used <= lab.profile.latent_dim
 print(f"{used} of {lab.profile.latent_dim} dimensions are in use")

@@ -23,6 +23,7 @@
 
 # %% tags=["bootstrap", "remove-cell"]
 # In Colab this cell installs what is missing. Elsewhere it does nothing.
+# fmt: off
 import os
 import re
 import subprocess
@@ -51,6 +52,7 @@ if "google.colab" in sys.modules or os.environ.get("TWO_LATENTS_COLAB"):
     drive = Path("/content/drive/MyDrive")
     runs = (drive if drive.exists() else Path.cwd()) / "two-latents-runs"
     os.environ.setdefault("TWO_LATENTS_RUNS", str(runs))
+# fmt: on
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -60,7 +62,6 @@ overrides = {}
 
 # %%
 import torch
-
 from lab_utils import figures
 from lab_utils.lab import Lab
 from lab_utils.prose import say
@@ -106,22 +107,37 @@ say(
 # %%
 table = store.table
 ill = table[(table["group"] == "unlabelled") & (table["split"] == "validation")]
-largest = ill.sort_values("lesion_mm2").groupby("subject").tail(1).index[-6:].to_numpy()
+largest = (
+    ill.sort_values("lesion_mm2")
+    .groupby("subject")
+    .tail(1)
+    .index[-6:]
+    .to_numpy()
+)
 images, masks = store.tensors(largest)
 with torch.no_grad():
-    by_vae, by_vae_h = vae.reconstruct(images, masks), vae_h.reconstruct(images, masks)
+    by_vae, by_vae_h = (
+        vae.reconstruct(images, masks),
+        vae_h.reconstruct(images, masks),
+    )
 
 # %% mystnb={"figure": {"caption": "Slices with a tumour (top), drawn by VAE (middle) and by VAE-H (bottom). VAE leaves a bright region where the tumour is; VAE-H should not.", "name": "fig-two-drawings"}, "image": {"alt": "Three rows of six brain slices: originals with tumours, VAE's drawings with blurred tumours, VAE-H's drawings without."}}
-figures.reconstructions(images, by_vae, masks, others={"VAE-H": by_vae_h}, label="VAE")
+figures.reconstructions(
+    images, by_vae, masks, others={"VAE-H": by_vae_h}, label="VAE"
+)
 
 # %%
 lesions = torch.as_tensor(store.lesion_mask(largest))
 brightness = {"slice": images, "VAE": by_vae, "VAE-H": by_vae_h}
-brightness = {name: float(picture[lesions].mean()) for name, picture in brightness.items()}
+brightness = {
+    name: float(picture[lesions].mean()) for name, picture in brightness.items()
+}
 {name: round(value, 3) for name, value in brightness.items()}
 
 # %% tags=["remove-input"]
-kept = {name: brightness[name] - brightness["VAE-H"] for name in ("slice", "VAE")}
+kept = {
+    name: brightness[name] - brightness["VAE-H"] for name in ("slice", "VAE")
+}
 say(
     f"Inside the lesion masks, on the scale from -1 to 1, the slices average {brightness['slice']:.2f}, VAE's drawings "
     f"{brightness['VAE']:.2f}, and VAE-H's **{brightness['VAE-H']:.2f}**. "
@@ -155,7 +171,9 @@ figures.slice_strip(doubt, colour_map="viridis")
 # and draw along the way.
 
 # %%
-with_twin = [row for row in largest[::-1] if table.loc[row, "counterfactual_row"] >= 0]
+with_twin = [
+    row for row in largest[::-1] if table.loc[row, "counterfactual_row"] >= 0
+]
 row = with_twin[0]
 ill_image, mask = store.tensors([row])
 well_image = store.counterfactual_tensor([row])
@@ -219,12 +237,17 @@ print(f"mirror {distance_to_mirror:.1f}, counterfactual {distance_to_twin:.1f}")
 def estimate(draws):
     mean, log_variance = vae.encode(ill_image)
     z = mean + torch.exp(0.5 * log_variance) * torch.randn(draws, mean.shape[1])
-    return vae.pixel_distribution(z).masked_log_likelihood((ill_image + 1) / 2, mask).mean()
+    return (
+        vae.pixel_distribution(z)
+        .masked_log_likelihood((ill_image + 1) / 2, mask)
+        .mean()
+    )
 
 
 with torch.no_grad():
     wobble = {
-        draws: float(torch.stack([estimate(draws) for _ in range(10)]).std()) for draws in (3, 300)
+        draws: float(torch.stack([estimate(draws) for _ in range(10)]).std())
+        for draws in (3, 300)
     }
 assert wobble[300] < wobble[3]
 print(wobble)

@@ -23,6 +23,7 @@
 
 # %% tags=["bootstrap", "remove-cell"]
 # In Colab this cell installs what is missing. Elsewhere it does nothing.
+# fmt: off
 import os
 import re
 import subprocess
@@ -51,6 +52,7 @@ if "google.colab" in sys.modules or os.environ.get("TWO_LATENTS_COLAB"):
     drive = Path("/content/drive/MyDrive")
     runs = (drive if drive.exists() else Path.cwd()) / "two-latents-runs"
     os.environ.setdefault("TWO_LATENTS_RUNS", str(runs))
+# fmt: on
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -60,7 +62,6 @@ overrides = {}
 
 # %%
 import torch
-
 from lab_utils import figures, objectives, scoring
 from lab_utils.lab import Lab
 from lab_utils.prose import say
@@ -99,8 +100,12 @@ generator = torch.Generator().manual_seed(seed)
 healthy_rows = store.rows(group="healthy", split="train")
 middle = store.table.loc[healthy_rows, "height_mm"].abs().idxmin()
 one = store.tensors([middle] * 6)[0]
-large = objectives.cover_with_squares(one, lab.profile.squares_ce_dvae, generator)
-small = objectives.cover_with_squares(one, lab.profile.squares_ce_reg, generator)
+large = objectives.cover_with_squares(
+    one, lab.profile.squares_ce_dvae, generator
+)
+small = objectives.cover_with_squares(
+    one, lab.profile.squares_ce_reg, generator
+)
 
 # %% mystnb={"figure": {"caption": "One slice covered six times over, with the squares of CE DVAE (top; side 40 at 128 pixels) and of VAE + CE reg. (bottom; side 20). Every square has a place and a grey of its own, drawn anew for each image and each step.", "name": "fig-squares"}, "image": {"alt": "Two rows of one brain slice covered with large and with small grey squares in changing places."}}
 figures.reconstructions(large, small, labels=("side 40", "side 20"))
@@ -128,13 +133,25 @@ figures.learning_curves(lab.history("ce_dvae"))
 
 # %%
 table = store.table
-largest = table.loc[rows].sort_values("lesion_mm2").groupby("subject").tail(1).index[-6:].to_numpy()
+largest = (
+    table.loc[rows]
+    .sort_values("lesion_mm2")
+    .groupby("subject")
+    .tail(1)
+    .index[-6:]
+    .to_numpy()
+)
 images, masks = store.tensors(largest)
 networks = {"VAE": vae_h, "CE DVAE": ce_dvae, "VAE + CE reg.": vae_ce_reg}
-drawn = {name: scoring.reconstructions(net, images, masks) for name, net in networks.items()}
+drawn = {
+    name: scoring.reconstructions(net, images, masks)
+    for name, net in networks.items()
+}
 
 # %% mystnb={"figure": {"caption": "Slices with a tumour (top) and the drawings of the three healthy networks. Compare what each leaves of the tumour, and what each loses of the folds.", "name": "fig-three-drawings"}, "image": {"alt": "Four rows of brain slices: originals with tumours, and the drawings of three networks."}}
-figures.reconstructions(images, drawn.pop("VAE"), masks, label="VAE", others=drawn)
+figures.reconstructions(
+    images, drawn.pop("VAE"), masks, label="VAE", others=drawn
+)
 
 # %% [markdown]
 # ## Two scores without a network
@@ -147,7 +164,9 @@ figures.reconstructions(images, drawn.pop("VAE"), masks, label="VAE", others=dra
 
 # %%
 heights = torch.as_tensor(table["height_mm"].to_numpy())
-template = scoring.TemplateZ.fit(*store.tensors(healthy_rows), heights[healthy_rows])
+template = scoring.TemplateZ.fit(
+    *store.tensors(healthy_rows), heights[healthy_rows]
+)
 z = template.z_map(images, masks, heights[largest])
 
 # %% mystnb={"figure": {"caption": "The template's z map of the same slices: how many standard deviations each pixel is brighter (red) or darker (blue) than healthy slices at this height.", "name": "fig-z"}, "image": {"alt": "Six maps of z-scores over the brain, red at the tumours and along some folds."}}
@@ -161,9 +180,13 @@ figures.slice_strip(z, store.lesion_mask(largest), colour_map="RdBu_r", limit=6)
 
 # %%
 scores = lab.scores()
-unlabelled = scores[(scores["group"] == "unlabelled") & (scores["split"] == "validation")]
+unlabelled = scores[
+    (scores["group"] == "unlabelled") & (scores["split"] == "validation")
+]
 with_area = unlabelled[list(scoring.SCORES)].corr("spearman")["brain_area"]
-with_area.rename(scoring.SCORES).round(2).to_frame("rank correlation with brain area")
+with_area.rename(scoring.SCORES).round(2).to_frame(
+    "rank correlation with brain area"
+)
 
 # %% tags=["remove-input"]
 l2 = with_area[["l2_vae", "l2_ce_dvae", "l2_vae_ce_reg"]]
@@ -191,19 +214,30 @@ say(
 
 # %% tags=["solution"]
 images, masks = store.tensors(rows)
-per_pixel = scoring.residual_norm(vae_h, images, masks) / scoring.brain_area(masks).sqrt()
+per_pixel = (
+    scoring.residual_norm(vae_h, images, masks)
+    / scoring.brain_area(masks).sqrt()
+)
 area = scoring.brain_area(masks)
 rank = lambda values: values.argsort().argsort().double()
-correlation = float(torch.corrcoef(torch.stack([rank(per_pixel), rank(area)]))[0, 1])
+correlation = float(
+    torch.corrcoef(torch.stack([rank(per_pixel), rank(area)]))[0, 1]
+)
 assert correlation < with_area["l2_vae"]
-print(f"rank correlation with area: {correlation:.2f} per pixel, {with_area['l2_vae']:.2f} summed")
+print(
+    f"rank correlation with area: {correlation:.2f} per pixel, {with_area['l2_vae']:.2f} summed"
+)
 
 # %% [markdown]
 # **2. How much is covered?** What share of a slice do the squares of CE DVAE cover, on average?
 
 # %% tags=["solution"]
-blank = torch.full((500, lab.profile.image_size, lab.profile.image_size), torch.nan)
-covered = objectives.cover_with_squares(blank, lab.profile.squares_ce_dvae, generator).isfinite()
+blank = torch.full(
+    (500, lab.profile.image_size, lab.profile.image_size), torch.nan
+)
+covered = objectives.cover_with_squares(
+    blank, lab.profile.squares_ce_dvae, generator
+).isfinite()
 share = float(covered.float().mean())
 assert 0 < share < 1
 print(f"{share:.0%} of the pixels")

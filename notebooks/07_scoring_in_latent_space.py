@@ -24,6 +24,7 @@
 
 # %% tags=["bootstrap", "remove-cell"]
 # In Colab this cell installs what is missing. Elsewhere it does nothing.
+# fmt: off
 import os
 import re
 import subprocess
@@ -52,6 +53,7 @@ if "google.colab" in sys.modules or os.environ.get("TWO_LATENTS_COLAB"):
     drive = Path("/content/drive/MyDrive")
     runs = (drive if drive.exists() else Path.cwd()) / "two-latents-runs"
     os.environ.setdefault("TWO_LATENTS_RUNS", str(runs))
+# fmt: on
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -61,7 +63,6 @@ overrides = {}
 
 # %%
 import torch
-
 from lab_utils import figures, scoring
 from lab_utils.lab import Lab
 from lab_utils.prose import say
@@ -90,7 +91,9 @@ with torch.no_grad():
 distance = (mean - mean_drawn).norm(dim=1)
 
 # %%
-torch.testing.assert_close(distance, scoring.latent_distance(vae_h, vae, images, masks))
+torch.testing.assert_close(
+    distance, scoring.latent_distance(vae_h, vae, images, masks)
+)
 
 # %% [markdown]
 # No lesion mask went in, no label, and no threshold yet. Here is the idea in one picture, made from the slice of the
@@ -101,10 +104,14 @@ lesion_mm2 = store.table["lesion_mm2"].to_numpy()[rows]
 most = int(lesion_mm2.argmax())
 healthy_rows = store.rows(group="healthy", split="test")
 healthy_images, healthy_masks = store.tensors(healthy_rows)
-healthy_distance = scoring.latent_distance(vae_h, vae, healthy_images, healthy_masks)
+healthy_distance = scoring.latent_distance(
+    vae_h, vae, healthy_images, healthy_masks
+)
 
 # %% mystnb={"figure": {"caption": "The idea. VAE-H redraws a slice as if it were healthy; VAE describes the slice and the drawing by a code each; the distance between the codes is the score.", "name": "fig-idea"}, "image": {"alt": "A slice with a tumour, an arrow through VAE-H to its drawing without the tumour, and arrows from both into VAE's latent space, where the distance between two points is marked."}}
-idea = figures.the_idea(images[most], drawn[most], mean[most], mean_drawn[most], distance[most])
+idea = figures.the_idea(
+    images[most], drawn[most], mean[most], mean_drawn[most], distance[most]
+)
 figures.save(idea, lab.workspace.path("figures", "the_idea.png"))
 idea
 
@@ -130,7 +137,10 @@ groups = {
     "unlabelled, no lesion": unlabelled[unlabelled["lesion_mm2"] == 0],
     "unlabelled, lesion": unlabelled[unlabelled["lesion_mm2"] > 20],
 }
-medians = {name: float(part["latent_distance"].median()) for name, part in groups.items()}
+medians = {
+    name: float(part["latent_distance"].median())
+    for name, part in groups.items()
+}
 {name: round(value, 3) for name, value in medians.items()}
 
 # %% tags=["remove-input"]
@@ -164,7 +174,9 @@ figures.latent_map(mean, mean_drawn, lesion_mm2 > 20)
 # validation set**: a percentile of the distances there. The first paper fixed the 99th. Let us see what that does.
 
 # %%
-healthy_validation = scores.query("group == 'healthy' and split == 'validation'")["latent_distance"]
+healthy_validation = scores.query(
+    "group == 'healthy' and split == 'validation'"
+)["latent_distance"]
 threshold = float(healthy_validation.quantile(0.99))
 called = unlabelled["latent_distance"] >= threshold
 is_tumour = unlabelled["lesion_mm2"] > 20
@@ -213,10 +225,14 @@ print({name: round(value, 3) for name, value in auc.items()})
 # %% tags=["solution"]
 with torch.no_grad():
     (mu, log_var), (mu_h, log_var_h) = vae.encode(images), vae.encode(drawn)
-sd_distance = (torch.exp(0.5 * log_var) - torch.exp(0.5 * log_var_h)).norm(dim=1)
+sd_distance = (torch.exp(0.5 * log_var) - torch.exp(0.5 * log_var_h)).norm(
+    dim=1
+)
 wasserstein = (distance**2 + sd_distance**2).sqrt()
 assert (wasserstein >= distance - 1e-5).all()
-print(f"larger by {float((wasserstein / distance - 1).median()):.2%} in the median")
+print(
+    f"larger by {float((wasserstein / distance - 1).median()):.2%} in the median"
+)
 
 # %% [markdown]
 # ## What comes next

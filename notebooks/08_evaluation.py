@@ -24,6 +24,7 @@
 
 # %% tags=["bootstrap", "remove-cell"]
 # In Colab this cell installs what is missing. Elsewhere it does nothing.
+# fmt: off
 import os
 import re
 import subprocess
@@ -52,6 +53,7 @@ if "google.colab" in sys.modules or os.environ.get("TWO_LATENTS_COLAB"):
     drive = Path("/content/drive/MyDrive")
     runs = (drive if drive.exists() else Path.cwd()) / "two-latents-runs"
     os.environ.setdefault("TWO_LATENTS_RUNS", str(runs))
+# fmt: on
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -98,7 +100,9 @@ side_by_side.loc[[20]]
 
 # %% tags=["remove-input"]
 at_20 = summary[summary["th"] == 20].set_index("method")
-paper_20 = evaluation.PAPER_TABLE_1.query("th == 20").set_index("method")["roc_auc"]
+paper_20 = evaluation.PAPER_TABLE_1.query("th == 20").set_index("method")[
+    "roc_auc"
+]
 deep = ["l2_vae", "l2_ce_dvae", "l2_vae_ce_reg"]
 best = at_20.loc[deep, "roc_auc"].idxmax()
 lead = at_20.loc["latent_distance", "roc_auc"] - at_20.loc[best, "roc_auc"]
@@ -128,7 +132,10 @@ figures.roc_curves(scores, th=20)
 # ## The brain area knows
 
 # %% tags=["remove-input"]
-area, ours = at_20.loc["brain_area", "roc_auc"], at_20.loc["latent_distance", "roc_auc"]
+area, ours = (
+    at_20.loc["brain_area", "roc_auc"],
+    at_20.loc["latent_distance", "roc_auc"],
+)
 say(
     f"Look at the row *Brain area*: **{area:.3f}**, without a single grey value. "
     + (
@@ -166,13 +173,18 @@ intervals = lab.intervals()
 figures.style_table(evaluation.interval_table(intervals, th=20))
 
 # %% tags=["remove-input"]
-matched = intervals.query("th == 20 and metric == 'roc_auc_matched'").set_index("method")
+matched = intervals.query("th == 20 and metric == 'roc_auc_matched'").set_index(
+    "method"
+)
 ranked = matched["estimate"].sort_values(ascending=False)
 blind = matched.loc["brain_area"]
 say(
     f"Matched, the brain area drops to **{blind['estimate']:.3f}** (95 % interval {blind['low']:.2f} to "
     f"{blind['high']:.2f}): it has nothing left to say, as it should be. The order of the others is now "
-    + ", ".join(f"{SCORES[name]} {value:.3f}" for name, value in ranked.drop("brain_area").items())
+    + ", ".join(
+        f"{SCORES[name]} {value:.3f}"
+        for name, value in ranked.drop("brain_area").items()
+    )
     + f". Our method keeps {matched.loc['latent_distance', 'estimate']:.3f}, with an interval from "
     f"{matched.loc['latent_distance', 'low']:.2f} to {matched.loc['latent_distance', 'high']:.2f}: "
     + (
@@ -196,7 +208,9 @@ say(
 # candidates, and the choice among all percentiles.
 
 # %%
-by_rule = results.query("th == 20 and method == 'latent_distance'").groupby("rule")
+by_rule = results.query("th == 20 and method == 'latent_distance'").groupby(
+    "rule"
+)
 by_rule[["percentile", "threshold", "accuracy", "f1"]].mean().round(3)
 
 # %% [markdown]
@@ -206,9 +220,9 @@ by_rule[["percentile", "threshold", "accuracy", "f1"]].mean().round(3)
 # the lesion in the slice:
 
 # %%
-threshold = results.query("th == 20 and method == 'latent_distance' and rule == 'selected'")[
-    "threshold"
-]
+threshold = results.query(
+    "th == 20 and method == 'latent_distance' and rule == 'selected'"
+)["threshold"]
 sensitivity = evaluation.sensitivity_by_size(scores, threshold.mean())
 
 # %% mystnb={"figure": {"caption": "Share of lesion slices flagged by our method, by lesion area, with 95 % intervals over subjects.", "name": "fig-size"}, "image": {"alt": "Points with intervals rising with the area of the lesion."}}
@@ -229,7 +243,9 @@ healthy = scores[scores["group"] == "healthy"]
 free = slices[slices["lesion_mm2"] == 0]
 between = [*healthy["latent_distance"], *free["latent_distance"]]
 domain_auc = roc_auc_score([0] * len(healthy) + [1] * len(free), between)
-position_auc = roc_auc_score(slices["lesion_mm2"] > 20, -slices["height_mm"].abs())
+position_auc = roc_auc_score(
+    slices["lesion_mm2"] > 20, -slices["height_mm"].abs()
+)
 
 # %% tags=["remove-input"]
 say(
@@ -247,7 +263,6 @@ say(
 
 # %% tags=["remove-input"]
 from IPython.display import display
-
 from lab_utils.lab import reference_runs
 
 for label, reference in reference_runs().items():
@@ -273,7 +288,9 @@ if not reference_runs():
 
 # %% tags=["solution"]
 value = slices["latent_distance"]
-positive, negative = (value.loc[pairs[side]].to_numpy() for side in ("positive", "negative"))
+positive, negative = (
+    value.loc[pairs[side]].to_numpy() for side in ("positive", "negative")
+)
 by_hand = (positive > negative).mean() + 0.5 * (positive == negative).mean()
 assert abs(by_hand - matched.loc["latent_distance", "estimate"]) < 1e-9
 print(f"{by_hand:.4f}")
@@ -285,9 +302,14 @@ print(f"{by_hand:.4f}")
 # %% tags=["solution"]
 import numpy as np
 
-both = slices.assign(latent_distance=slices["latent_distance"].rank() + slices["template_z"].rank())
+both = slices.assign(
+    latent_distance=slices["latent_distance"].rank()
+    + slices["template_z"].rank()
+)
 everyone = np.ones((1, slices["subject"].nunique()))
-together = evaluation.threshold_free(both, "latent_distance", 20, everyone)["roc_auc_matched"][0]
+together = evaluation.threshold_free(both, "latent_distance", 20, everyone)[
+    "roc_auc_matched"
+][0]
 assert 0 <= together <= 1
 print(f"together {together:.3f}, best alone {ranked.max():.3f}")
 

@@ -24,6 +24,7 @@
 
 # %% tags=["bootstrap", "remove-cell"]
 # In Colab this cell installs what is missing. Elsewhere it does nothing.
+# fmt: off
 import os
 import re
 import subprocess
@@ -52,6 +53,7 @@ if "google.colab" in sys.modules or os.environ.get("TWO_LATENTS_COLAB"):
     drive = Path("/content/drive/MyDrive")
     runs = (drive if drive.exists() else Path.cwd()) / "two-latents-runs"
     os.environ.setdefault("TWO_LATENTS_RUNS", str(runs))
+# fmt: on
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -61,7 +63,6 @@ overrides = {}
 
 # %%
 import torch
-
 from lab_utils import evaluation, figures, scoring
 from lab_utils.lab import Lab
 from lab_utils.prose import say
@@ -79,9 +80,17 @@ store, vae_h = lab.slices(), lab.model("vae_h")
 # %%
 table = store.table
 test = table[
-    (table["group"] == "unlabelled") & (table["split"] == "test") & (table["lesion_mm2"] > 0)
+    (table["group"] == "unlabelled")
+    & (table["split"] == "test")
+    & (table["lesion_mm2"] > 0)
 ]
-shown = test.sort_values("lesion_mm2").groupby("subject").tail(1).index[-8:].to_numpy()
+shown = (
+    test.sort_values("lesion_mm2")
+    .groupby("subject")
+    .tail(1)
+    .index[-8:]
+    .to_numpy()
+)
 images, masks = store.tensors(shown)
 drawn = scoring.reconstructions(vae_h, images, masks)
 
@@ -104,7 +113,9 @@ displacement = store.displacement_tensor(shown)
 lesion = torch.as_tensor(store.lesion_mask(shown))
 
 # %% mystnb={"figure": {"caption": "For four of the slices: the slice, VAE-H's drawing, and the counterfactual that it should have drawn. Last row: the drawing's error against the counterfactual.", "name": "fig-what-it-should"}, "image": {"alt": "Four rows of brain slices: with tumour, drawn by VAE-H, healthy counterfactual, and the error of the drawing."}}
-figures.counterfactual_panel(images[:4], drawn[:4], counterfactual[:4], lesion[:4], masks[:4])
+figures.counterfactual_panel(
+    images[:4], drawn[:4], counterfactual[:4], lesion[:4], masks[:4]
+)
 
 # %% [markdown]
 # The counterfactual is the brain *before* the tumour. The tumour has pushed tissue aside, so the healthy brain differs
@@ -123,7 +134,11 @@ errors = evaluation.counterfactual_errors(
 
 # %%
 columns = ["image_rmse", "reconstruction_rmse", "kept"]
-by_region = errors.groupby("region")[columns].median().loc[["lesion", "displaced", "elsewhere"]]
+by_region = (
+    errors.groupby("region")[columns]
+    .median()
+    .loc[["lesion", "displaced", "elsewhere"]]
+)
 by_region.round(3)
 
 # %% mystnb={"figure": {"caption": "Error against the counterfactual, by region: of the slice as it is, and of VAE-H's drawing of it. Only where the second bar is shorter has VAE-H drawn more health than it was shown.", "name": "fig-errors"}, "image": {"alt": "Pairs of bars for lesion, displaced tissue and elsewhere: error of the slice and error of VAE-H's drawing."}}
@@ -154,8 +169,12 @@ scores = lab.scores().set_index("row").loc[rows]
 kept = errors[errors["region"] == "lesion"].set_index("slice")["kept"]
 lesion_mm2 = table.loc[rows, "lesion_mm2"].reset_index(drop=True)
 together = scores.reset_index().assign(kept=kept, lesion_mm2=lesion_mm2)
-correlation = together[["latent_distance", "kept", "lesion_mm2", "brain_mm2"]].corr("spearman")
-correlation.loc["latent_distance"].drop("latent_distance").round(2).to_frame("rank correlation")
+correlation = together[
+    ["latent_distance", "kept", "lesion_mm2", "brain_mm2"]
+].corr("spearman")
+correlation.loc["latent_distance"].drop("latent_distance").round(2).to_frame(
+    "rank correlation"
+)
 
 # %% tags=["remove-input"]
 ranks = correlation.loc["latent_distance"]
@@ -181,14 +200,20 @@ vae = lab.model("vae")
 all_rows = store.rows(group="unlabelled", split="test")
 truth = store.counterfactual_tensor(all_rows)
 all_images, all_masks = store.tensors(all_rows)
-perfect = scoring.latent_means(vae, all_images) - scoring.latent_means(vae, truth)
+perfect = scoring.latent_means(vae, all_images) - scoring.latent_means(
+    vae, truth
+)
 
 # %%
 measured = lab.scores().set_index("row").loc[all_rows]
-ideal = measured.assign(split="test", latent_distance=perfect.norm(dim=1).numpy()).reset_index()
+ideal = measured.assign(
+    split="test", latent_distance=perfect.norm(dim=1).numpy()
+).reset_index()
 everyone = evaluation.np.ones((1, ideal["subject"].nunique()))
 ceiling = evaluation.threshold_free(ideal, "latent_distance", 20, everyone)
-actual = evaluation.threshold_free(measured.reset_index(), "latent_distance", 20, everyone)
+actual = evaluation.threshold_free(
+    measured.reset_index(), "latent_distance", 20, everyone
+)
 
 # %% tags=["remove-input"]
 say(
@@ -217,7 +242,8 @@ say(
 
 # %% tags=["solution"]
 residual = (
-    scoring.residual_norm(vae_h, all_images, all_masks) / scoring.brain_area(all_masks).sqrt()
+    scoring.residual_norm(vae_h, all_images, all_masks)
+    / scoring.brain_area(all_masks).sqrt()
 )
 area = torch.as_tensor(table.loc[all_rows, "lesion_mm2"].to_numpy())
 without, large = residual[area == 0].median(), residual[area > 150].median()
