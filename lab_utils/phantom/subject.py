@@ -54,7 +54,7 @@ class PhantomSubject:
         ``counterfactual``. World millimetres, axes right, anterior, superior, whatever the storage
         order of the voxels. None for a healthy subject.
     log_bias
-        The logarithm of the coil's sensitivity that ``t2`` was multiplied by.
+        The logarithm of the shading that ``t2`` was multiplied by.
     tissue
         0 outside, 1 CSF, 2 grey matter, 3 white matter, before tumour cells; uint8.
     affine
