@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from lab_utils.phantom import atlas as atlas_module
-from lab_utils.phantom.atlas import Atlas
+from lab_utils.phantom.atlas import Atlas, box_shape
 from lab_utils.phantom.fields import (
     sample,
     smooth_noise,
@@ -77,7 +76,7 @@ def _secondary_sulci(atlas: Atlas, seed: int, ageing: float) -> tuple[np.ndarray
     nearest point of the hull, so that the sheet runs inwards from the surface; it is read with an
     offset that grows with depth, so that the sheet curves.
     """
-    coarse = tuple(np.rint(atlas_module.BOX_EXTENT_MM / SULCUS_GRID_MM).astype(int))
+    coarse = box_shape(SULCUS_GRID_MM)
     maps = _sulcal_maps(seed, coarse)
     cortex = (atlas.hull_depth > 0.5) & (atlas.hull_depth < 20)
     cortex &= (atlas.cerebellum < 0.5) & (atlas.brainstem < 0.5)

@@ -111,6 +111,11 @@ class Atlas:
         return float(BOX_EXTENT_MM[0] / self.shape[0])
 
 
+def box_shape(spacing_mm: float) -> tuple[int, ...]:
+    """Return how many voxels of a grid over the atlas box lie along each axis."""
+    return tuple(np.rint(BOX_EXTENT_MM / spacing_mm).astype(int))
+
+
 def default_atlas_directory() -> Path:
     """Return the user's cache directory for atlases."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -154,7 +159,7 @@ def atlas_code() -> str:
 def build_atlas(voxel_mm: float) -> dict[str, np.ndarray]:
     """Return the maps of an `Atlas`, by name."""
     maps = _build_maps()
-    shape = tuple(np.rint(BOX_EXTENT_MM / voxel_mm).astype(int))
+    shape = box_shape(voxel_mm)
     maps = {name: resize(array, shape) for name, array in maps.items()}
     for name in ("cerebellum", "brainstem"):
         maps[name] = np.rint(maps[name])

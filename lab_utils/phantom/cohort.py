@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from lab_utils import workspace
-from lab_utils.phantom.atlas import VOXEL_SIZES_MM, load_atlas
+from lab_utils.phantom.atlas import load_atlas
 from lab_utils.phantom.fields import stream
 from lab_utils.phantom.subject import PhantomSubject, make_subject
 
@@ -66,8 +66,8 @@ def make_cohort(
         ("healthy", "brats"): n_healthy_brats,
         ("tumour", "hcp"): n_tumour_hcp,
     }
-    _check_arguments(counts, voxel_mm, multifocal_fraction)
-    load_atlas(voxel_mm, atlas_dir)  # once, before the workers ask for it
+    _check_arguments(counts, multifocal_fraction)
+    load_atlas(voxel_mm, atlas_dir)  # checked and built once, before the workers ask for it
     jobs = [
         joblib.delayed(_make_files)(
             directory, _recipe(kind, scanner, index, seed, voxel_mm, multifocal_fraction), atlas_dir
@@ -82,15 +82,13 @@ def make_cohort(
     return directory / TABLE_FILE
 
 
-def _check_arguments(counts: dict, voxel_mm: float, multifocal_fraction: float) -> None:
+def _check_arguments(counts: dict, multifocal_fraction: float) -> None:
     for (kind, scanner), count in counts.items():
         if int(count) != count or count < 0:
             raise ValueError(
                 f"the number of {kind} subjects under {scanner} is {count!r}: "
                 "give an integer that is not negative"
             )
-    if voxel_mm not in VOXEL_SIZES_MM:
-        raise ValueError(f"voxel_mm is {voxel_mm!r}: choose one of {VOXEL_SIZES_MM}")
     if not 0 <= multifocal_fraction <= 1:
         raise ValueError(
             f"multifocal_fraction is {multifocal_fraction!r}: give a share from 0 to 1"

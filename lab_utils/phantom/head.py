@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lab_utils.phantom.atlas import BOX_CORNER_MM, BOX_EXTENT_MM, BRAIN_CENTRE_MM, Atlas
+from lab_utils.phantom.atlas import BOX_CORNER_MM, BRAIN_CENTRE_MM, Atlas, box_shape
 from lab_utils.phantom.fields import (
     exponentiate,
     resize,
@@ -74,7 +74,7 @@ def draw_shape(atlas: Atlas, seed: int, ageing: float) -> HeadShape:
 
     Half of the heads are mirrored, which doubles the stock of primary sulci at no cost.
     """
-    shape = tuple(np.rint(BOX_EXTENT_MM / WARP_GRID_MM).astype(int))
+    shape = box_shape(WARP_GRID_MM)
     rng = stream(seed, "shape, warp")
     taper = resize(np.clip((atlas.hull_depth - 1) / 9, 0.12, 1), shape)
     broad, middle, fine = (smooth_noise(rng, shape, WARP_GRID_MM, s, 3) for s in (32.0, 15.0, 7.5))

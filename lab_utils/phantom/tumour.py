@@ -6,14 +6,14 @@ tissue; only the drawing happens at the scan's resolution.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from scipy import ndimage
 
 from lab_utils.phantom.anatomy import Tissue
-from lab_utils.phantom.atlas import BOX_CORNER_MM, BOX_EXTENT_MM, Atlas
+from lab_utils.phantom.atlas import BOX_CORNER_MM, Atlas, box_shape
 from lab_utils.phantom.fields import (
     distance_mm,
     exponentiate,
@@ -92,11 +92,7 @@ def draw_plans(seed: int, foci: int) -> list[TumourPlan]:
     shares = rng.uniform(0.05, 0.35, foci - 1)
     main_share = 1 / (1 + shares.sum())
     satellites = [_draw_plan(rng, grade, total_ml * main_share * share) for share in shares]
-    return [_with_volume(main, total_ml * main_share), *satellites]
-
-
-def _with_volume(plan: TumourPlan, volume_ml: float) -> TumourPlan:
-    return TumourPlan(**(vars(plan) | {"volume_ml": float(volume_ml)}))
+    return [replace(main, volume_ml=float(total_ml * main_share)), *satellites]
 
 
 def _draw_plan(rng: np.random.Generator, grade: str, volume_ml: float) -> TumourPlan:
@@ -123,7 +119,7 @@ class Terrain:
     """The individual's tissue on the growth grid: what growth and flow have to cross."""
 
     def __init__(self, atlas: Atlas, tissue: Tissue) -> None:
-        self.shape = tuple(np.rint(BOX_EXTENT_MM / GROWTH_GRID_MM).astype(int))
+        self.shape = box_shape(GROWTH_GRID_MM)
         maps = np.stack(
             [tissue.csf, tissue.grey, tissue.white, atlas.hull_depth, atlas.mask_distance,
              atlas.cerebellum, atlas.brainstem]
@@ -163,7 +159,7 @@ def grow(terrain: Terrain, seed: int, plans: list[TumourPlan], atlas_ml_per_ml: 
     for plan in plans:
         start = _seed_voxel(terrain, rng, plan, seeds)
         seeds.append(start)
-        plan = _with_volume(plan, plan.volume_ml * atlas_ml_per_ml)
+        plan = replace(plan, volume_ml=float(plan.volume_ml * atlas_ml_per_ml))
         radius_mm = 10 * (3 * plan.volume_ml / (4 * math.pi)) ** (1 / 3)
         half = int(min(1.9 * radius_mm + 18, 70) / GROWTH_GRID_MM)
         box = tuple(
@@ -271,12 +267,7 @@ def fisher_kolmogorov(
     faces = [factor * face for factor, face in zip(stretch, faces, strict=True)]
     for step in range(max_steps):
         change = proliferation * cells * (1 - cells)
-        for axis, conductance in enumerate(faces):
-            below, above = _neighbours(cells, axis)
-            flux = conductance * (above - below)
-            change_below, change_above = _neighbours(change, axis)
-            change_below.add_(flux)
-            change_above.sub_(flux)
+        _add_divergence(change, faces, cells)
         cells.add_(change).clamp_(0, 1)
         if step % 4 == 0 and stop(cells):
             break
@@ -287,6 +278,19 @@ def _neighbours(field: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Ten
     """Return views of ``field`` on the two sides of every inner face along ``axis``."""
     count = field.shape[axis] - 1
     return field.narrow(axis, 0, count), field.narrow(axis, 1, count)
+
+
+def _add_divergence(
+    out: torch.Tensor, faces: list[torch.Tensor], field: torch.Tensor
+) -> torch.Tensor:
+    """Add div(k grad ``field``) to ``out``, in place; ``faces`` holds k at the faces of voxels."""
+    for axis, conductance in enumerate(faces):
+        below, above = _neighbours(field, axis)
+        flux = conductance * (above - below)
+        out_below, out_above = _neighbours(out, axis)
+        out_below.add_(flux)
+        out_above.sub_(flux)
+    return out
 
 
 def _face_conductance(conductivity: torch.Tensor) -> list[torch.Tensor]:
@@ -302,7 +306,7 @@ def mass_effect(terrain: Terrain, mass: float, growth: Growth) -> np.ndarray:
     potential flow from the tumour to the CSF, densest near it, with no flow through the skull and
     little across falx and tentorium.
     """
-    shape = tuple(np.rint(BOX_EXTENT_MM / FLOW_GRID_MM).astype(int))
+    shape = box_shape(FLOW_GRID_MM)
     push = growth.core + 0.14 * growth.oedema * (1 - growth.core)
     push, csf, inside, membranes = resize(
         np.stack([push, terrain.csf, terrain.mask_distance > -3, terrain.membranes]), shape
@@ -336,17 +340,6 @@ def mass_effect(terrain: Terrain, mass: float, growth: Growth) -> np.ndarray:
 
 def _solve_poisson(faces: list[torch.Tensor], right: torch.Tensor) -> torch.Tensor:
     """Solve -div(k grad u) = right by conjugate gradients with a diagonal preconditioner."""
-
-    def minus_divergence(field: torch.Tensor) -> torch.Tensor:
-        out = torch.zeros_like(field)
-        for axis, conductance in enumerate(faces):
-            below, above = _neighbours(field, axis)
-            out_below, out_above = _neighbours(out, axis)
-            flux = conductance * (above - below)
-            out_below.sub_(flux)
-            out_above.add_(flux)
-        return out
-
     diagonal = torch.zeros_like(right)
     for axis, conductance in enumerate(faces):
         for side in _neighbours(diagonal, axis):
@@ -357,7 +350,7 @@ def _solve_poisson(faces: list[torch.Tensor], right: torch.Tensor) -> torch.Tens
     direction = residual / diagonal
     energy = (residual * direction).sum()
     for _ in range(220):
-        image = minus_divergence(direction)
+        image = -_add_divergence(torch.zeros_like(right), faces, direction)
         step = energy / (direction * image).sum()
         solution += step * direction
         residual -= step * image
