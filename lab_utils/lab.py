@@ -258,7 +258,7 @@ class Lab:
         results = self.results()
         folder = REFERENCE_DIRECTORY / f"{self.profile.name}-seed-{self.seed}"
         commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=REFERENCE_DIRECTORY.parent,
+            ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent,
             capture_output=True, text=True, check=True,
         ).stdout.strip()  # fmt: skip
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"

@@ -47,12 +47,11 @@ if "google.colab" in sys.modules or os.environ.get("TWO_LATENTS_COLAB"):
 
     if is_missing("two-latents"):
         install("--no-deps", lab)
-    needed = [r for r in metadata.requires("two-latents") if "extra" not in r]
-    if missing := list(filter(is_missing, needed)):
-        install(*missing)
-    drive = Path("/content/drive/MyDrive")
-    runs = (drive if drive.exists() else Path.cwd()) / "two-latents-runs"
-    os.environ.setdefault("TWO_LATENTS_RUNS", str(runs))
+    needed = [r for r in metadata.requires("two-latents") if "extra" not in r and is_missing(r)]
+    if needed:
+        install(*needed)
+    home = next(p for p in (Path("/content/drive/MyDrive"), Path.cwd()) if p.exists())
+    os.environ.setdefault("TWO_LATENTS_RUNS", str(home / "two-latents-runs"))
 # fmt: on
 
 # %% tags=["parameters"]
