@@ -47,8 +47,7 @@ if "google.colab" in sys.modules or os.environ.get("TWO_LATENTS_COLAB"):
 
     if is_missing("two-latents"):
         install("--no-deps", lab)
-    needed = [r for r in metadata.requires("two-latents") if "extra" not in r and is_missing(r)]
-    if needed:
+    if needed := [r for r in metadata.requires("two-latents") if "extra" not in r and is_missing(r)]:
         install(*needed)
     home = next(p for p in (Path("/content/drive/MyDrive"), Path.cwd()) if p.exists())
     os.environ.setdefault("TWO_LATENTS_RUNS", str(home / "two-latents-runs"))
