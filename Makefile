@@ -9,10 +9,10 @@ VENV ?= .venv
 TORCH_FLAGS ?=
 TESTS ?=
 
-# The first Python at hand that is new enough.
-NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+# The first Python at hand for which the packages are pinned.
+SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
-	$(shell $(p) -c '$(NEW_ENOUGH)' 2>/dev/null && echo $(p))))
+	$(shell $(p) -c '$(SUITABLE)' 2>/dev/null && echo $(p))))
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help book dry-run test lab sync times lint format lock clean
+.PHONY: help book dry-run test lab sync times lint format lock clean clean-runs
 
 help: ## Show this list
 	@echo "make TARGET [PROFILE=smoke|laptop|colab|paper] [SEED=0] [SEEDS=\"0 1 2\"]"
@@ -33,7 +33,7 @@ help: ## Show this list
 # PyTorch goes first: its build (CPU or CUDA) is chosen by TORCH_FLAGS, and the rest follows it.
 $(READY): requirements.lock
 	@test -x "$(BIN)/python" || test -n "$(PYTHON)" || \
-		{ echo "No Python 3.11 or newer was found. Install one, or name it: make PYTHON=/path/to/python3"; exit 1; }
+		{ echo "No Python 3.11, 3.12 or 3.13 was found. Install one, or name it: make PYTHON=/path/to/python3"; exit 1; }
 	@test -x "$(BIN)/python" || { echo "Making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv "$(VENV)"; }
 	$(PIP) install $(TORCH_FLAGS) $$(grep '^torch==' requirements.lock)
 	$(PIP) install -r requirements.lock
@@ -77,5 +77,8 @@ format: $(READY) ## Put the code into its usual form
 lock: $(READY) ## Pin the packages anew, as pyproject.toml allows
 	$(BIN)/python .ci/lock.py
 
-clean: ## Remove the environment and all runs
-	rm -rf .venv runs .snakemake .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* *.egg-info
+clean: ## Remove the environment and what tools leave behind; runs stay
+	rm -rf .venv .snakemake .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* *.egg-info
+
+clean-runs: ## Remove all runs: cohorts, models, results, books
+	rm -rf runs

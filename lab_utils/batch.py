@@ -26,6 +26,7 @@ from filelock import FileLock
 from ipykernel.kernelspec import write_kernel_spec
 from papermill.exceptions import PapermillExecutionError
 
+from lab_utils.lab import run_name
 from lab_utils.profiles import load_profile
 from lab_utils.workspace import write_atomically
 
@@ -189,9 +190,8 @@ class Settings:
 
     @property
     def folder(self) -> str:
-        """The folder of the runs: of the profile's name, and of its overrides if there are any."""
-        changes = [f"{key}={value}".replace(" ", "") for key, value in self.overrides.items()]
-        return str(Path(self.runs, ",".join([self.profile, *sorted(changes)])))
+        """The folder of the runs, the same that `Lab` would choose."""
+        return str(Path(self.runs, run_name(self.profile, self.overrides)))
 
     @property
     def arguments(self) -> str:

@@ -8,6 +8,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 from datetime import date
 from pathlib import Path
@@ -70,11 +71,29 @@ def reference_runs() -> dict[str, pd.DataFrame]:
     return runs
 
 
-def _checked(csv: str | os.PathLike) -> pd.DataFrame:
-    table = cohorts.read_cohort(csv)
+def run_name(profile: str, overrides: dict | None = None) -> str:
+    """Return the name of a run's folder: of the profile, and of what was changed in it.
+
+    >>> run_name("laptop", {"epochs": 3, "latent_dim": 32})
+    'laptop,epochs=3,latent_dim=32'
+    """
+    changes = [f"{key}={value}" for key, value in sorted((overrides or {}).items())]
+    return re.sub(r"[^\w.,=-]+", "_", ",".join([profile, *changes]))
+
+
+def _check(table: pd.DataFrame, source: object) -> None:
     if problems := cohorts.check_cohort(table):
-        raise ValueError("\n".join([f"{csv} cannot be used:", *map(str, problems)]))
-    return table
+        raise ValueError("\n".join([f"{source} cannot be used:", *map(str, problems)]))
+
+
+def _facts(table: pd.DataFrame, source: object) -> list:
+    """Return all that a cohort's artefacts depend on: the table, and its files as they are."""
+    try:
+        files = [cohorts.file_facts(row) for row in table.itertuples()]
+    except FileNotFoundError:
+        _check(table, source)  # names this file, and everything else that is wrong
+        raise
+    return [json.loads(table.to_json(orient="values")), files]
 
 
 class Lab:
@@ -87,7 +106,7 @@ class Lab:
     seed
         Decides the cohort, the split, the weights' first values, and the folds.
     workspace
-        A directory; empty means ``runs/<profile>/seed-<seed>``.
+        A directory; empty means ``runs/<profile>/seed-<seed>`` (with overrides, a run of its own).
     overrides
         Settings of the profile to replace, by name.
     """
@@ -101,7 +120,8 @@ class Lab:
     ) -> None:
         self.profile: Profile = load_profile(profile, **(overrides or {}))
         self.seed = seed
-        self.workspace = Workspace(workspace or runs_directory() / profile / f"seed-{seed}")
+        folder = runs_directory() / run_name(profile, overrides) / f"seed-{seed}"
+        self.workspace = Workspace(workspace or folder)
 
     def __repr__(self) -> str:
         return f"Lab({self.profile.name!r}, seed={self.seed}, workspace={self.workspace.root})"
@@ -118,36 +138,40 @@ class Lab:
         ValueError
             If a subject of your own cohort has a problem; the message lists them all.
         """
-        if self.profile.cohort == "phantom":
-            table = cohorts.read_cohort(self._phantom() / "cohort.csv")
-        else:
-            table = _checked(self.profile.cohort)
+        table = cohorts.read_cohort(self._cohort_directory() / "cohort.csv")
         return cohorts.split_cohort(table, self.seed, self.profile.split_fractions)
 
-    def _phantom(self) -> Path:
-        def make(directory: Path) -> None:
-            phantom.make_cohort(
-                directory,
-                n_healthy=self.profile.n_healthy,
-                n_tumour=self.profile.n_unlabelled,
-                voxel_mm=self.profile.voxel_mm,
-                seed=self.seed,
-                multifocal_fraction=self.profile.multifocal_fraction,
-                atlas_dir=runs_directory() / "atlas",
-            )
+    def _cohort_directory(self) -> Path:
+        if self.profile.cohort == "phantom":
+            inputs = self._inputs(COHORT_SETTINGS, code_of(phantom))
+            return self.workspace.artefact("cohort", inputs, self._make_phantom)
 
-        inputs = self._inputs(COHORT_SETTINGS, code_of(phantom))
+        table = cohorts.read_cohort(self.profile.cohort)
+
+        def make(directory: Path) -> None:
+            _check(table, self.profile.cohort)
+            table.to_csv(directory / "cohort.csv", index=False)
+
+        facts = _facts(table, self.profile.cohort)
+        inputs = self._inputs(COHORT_SETTINGS, code_of(cohorts), facts=facts)
         return self.workspace.artefact("cohort", inputs, make)
+
+    def _make_phantom(self, directory: Path) -> None:
+        phantom.make_cohort(
+            directory,
+            n_healthy=self.profile.n_healthy,
+            n_tumour=self.profile.n_unlabelled,
+            voxel_mm=self.profile.voxel_mm,
+            seed=self.seed,
+            multifocal_fraction=self.profile.multifocal_fraction,
+            atlas_dir=runs_directory() / "atlas",
+        )
 
     def slices(self) -> SliceStore:
         """Return the slice store, preprocessing the cohort where that is needed."""
         table = self.cohort()
-        if self.profile.cohort == "phantom":
-            source = read_inputs(self._phantom())
-        else:
-            source = [cohorts.file_facts(row) for row in table.itertuples()]
         code = code_of(cohorts, preprocessing, slices)
-        inputs = self._inputs(SLICE_SETTINGS, code, cohort=fingerprint(source))
+        inputs = self._inputs(SLICE_SETTINGS, code, cohort=self._made_from("cohort"))
         directory = self.workspace.artefact(
             "slices", inputs, lambda partial: slices.write_slices(table, self.profile, partial)
         )
@@ -156,8 +180,12 @@ class Lab:
     # -- models ----------------------------------------------------------------------------------
 
     def model(self, name: str) -> models.VAE:
-        """Return a trained model of ``training.METHODS``, training it where that is needed."""
-        return training.load_model(self._trained(name))
+        """Return a trained model of ``training.METHODS``, training it where that is needed.
+
+        It is trained on a GPU if there is one, and returned on the CPU, where the slices of a
+        store are.
+        """
+        return training.load_model(self._trained(name), "cpu")
 
     def history(self, name: str) -> pd.DataFrame:
         """Return the training history of a model, one row per epoch."""
@@ -205,24 +233,23 @@ class Lab:
         ValueError
             If a subject has a problem; the message lists them all.
         """
-        visitors = _checked(csv).assign(split="test")
+        visitors = cohorts.read_cohort(csv).assign(split="test")
         home = self.slices()
         host = self.cohort().set_index("subject", drop=False).loc[[home.info["reference_subject"]]]
         table = pd.concat([host.assign(split="train"), visitors], ignore_index=True)
-        source = [cohorts.file_facts(row) for row in visitors.itertuples()]
+        facts = _facts(visitors, csv)
         code = code_of(cohorts, preprocessing, slices)
-        upstream = {"visitors": source, "slices": self._made_from("slices")}
-        name = f"visitors/{fingerprint(source)}"
-        directory = self.workspace.artefact(
-            name,
-            self._inputs(SLICE_SETTINGS, code, **upstream),
-            lambda partial: slices.write_slices(table, self.profile, partial, host.index[0]),
-        )
-        store = SliceStore(directory)
+        inputs = self._inputs(SLICE_SETTINGS, code, facts=facts, slices=self._made_from("slices"))
+
+        def make(directory: Path) -> None:
+            _check(visitors, csv)
+            slices.write_slices(table, self.profile, directory, host.index[0])
+
+        store = SliceStore(self.workspace.artefact(f"visitors/{fingerprint(facts)}", inputs, make))
         return store, scoring.score_store(store, self._models(), self.profile.reconstruction, home)
 
     def _models(self) -> dict[str, models.VAE]:
-        return {name: self.model(name) for name in training.METHODS}
+        return {name: training.load_model(self._trained(name)) for name in training.METHODS}
 
     def results(self) -> pd.DataFrame:
         """Return the tidy results: one row per method, Th, threshold rule and fold."""
