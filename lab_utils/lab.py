@@ -46,7 +46,7 @@ TRAINING_SETTINGS = (
     "vae_h_variance", "vae_variance", "masked_likelihood", "vae_cohort", "epochs", "batch_size",
     "learning_rate", "latent_samples", "beta", "warmup_epochs", "gradient_clip",
     "flip_probability", "brightness_delta", "brightness_probability", "input_noise_sd",
-    "squares_ce_dvae", "squares_ce_reg", "ce_reg_weight", "precision",
+    "squares_ce_dvae", "squares_ce_reg", "ce_reg_weight", "precision", "devices",
 )  # fmt: skip
 SCORE_SETTINGS = ("reconstruction",)
 EVALUATION_SETTINGS = ("thresholds_mm2", "folds", "bootstrap_samples")
@@ -199,7 +199,9 @@ class Lab:
         )
 
         def make(directory: Path) -> None:
-            training.train_method(name, store, self.profile, directory, seed=self.seed)
+            training.train_method(
+                name, store, self.profile, directory, self.seed, self.profile.devices
+            )
 
         return self.workspace.artefact(f"models/{name}", inputs, make)
 

@@ -73,6 +73,7 @@ class Profile(BaseModel):
     squares_ce_reg: int = Field(20, gt=0, le=128)
     ce_reg_weight: float = Field(1.0, ge=0)
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    devices: int = Field(1, gt=0, description="more than one works from scripts, not notebooks")
 
     # Evaluation
     thresholds_mm2: tuple[float, ...] = (0, 20, 50, 150)
