@@ -70,13 +70,13 @@ overrides = {}
 # code*, and draw the image again from that code:
 #
 # - **VAE-H** is trained on slices of *healthy* brains only. Show it a tumour and it cannot draw one: it has never
-#   seen any. It draws the healthy brain it believes in.
-# - **VAE** is trained on *unlabelled* slices, some with tumour and some without, nobody says which. It can
-#   describe both.
+#   seen any. It should draw the healthy brain it believes in.
+# - **VAE** is trained on *unlabelled* slices, some with tumour and some without, nobody says which. It should be
+#   able to describe both.
 #
 # The score of a slice is a distance. Let VAE-H redraw the slice. Then let VAE describe both, the slice and the
 # drawing, and measure how far apart the two descriptions lie: the **latent distance**. If VAE-H could draw what
-# it saw, the distance is small. If something in the slice was beyond it, the distance is large.
+# it saw, the distance should be small. If something in the slice was beyond it, the distance should be large.
 #
 # The paper trains VAE-H on the Human Connectome Project (HCP) and VAE on the tumour patients of BraTS-2018. Both
 # data sets are gated: you apply, sign, and wait. This book brings brains of its own, so that everything can be run
@@ -108,11 +108,8 @@ cohort.groupby("group").head(3)[columns]
 # for its memory.
 
 # %%
-subjects = (
-    cohort.groupby(["group", "split"])
-    .size()
-    .unstack()[["train", "validation", "test"]]
-)
+subjects = cohort.groupby(["group", "split"]).size().unstack()
+subjects = subjects[["train", "validation", "test"]]
 subjects
 
 # %% tags=["remove-input"]
@@ -157,7 +154,7 @@ healthy_brain, ill_brain = (
     load_volume(row["image"]) for row in (healthy_subject, patient)
 )
 
-# %% mystnb={"figure": {"caption": "Six horizontal slices from the skull base (left) to the crown (right). Top: a healthy subject under the HCP-like scanner. Bottom: a subject with a tumour under a BraTS-like scanner. Look for the bright region in the bottom row that has no twin across the midline.", "name": "fig-gallery"}, "image": {"alt": "Two rows of six T2-weighted brain slices; the lower row shows a bright tumour on one side."}}
+# %% mystnb={"figure": {"caption": "Six horizontal slices from the skull base (left) to the crown (right). Top: a healthy subject under the HCP-like scanner. Bottom: a subject with a tumour under a BraTS-like scanner. Look for the bright region in the bottom row that has no twin across the midline.", "name": "fig-gallery"}, "image": {"alt": "Two rows of six T2-weighted brain slices: above, a healthy subject; below, a subject with a tumour."}}
 figures.subject_gallery(
     {
         "healthy": six_slices(healthy_brain),
@@ -218,15 +215,15 @@ say(
 
 # %%
 tumours = cohort[cohort["lesion_ml"] > 0]
-tumours["lesion_ml"].describe(percentiles=[0.05, 0.5, 0.95]).round(
-    1
-).to_frame().T
+volumes_ml = tumours["lesion_ml"].describe(percentiles=[0.05, 0.5, 0.95])
+volumes_ml.round(1).to_frame().T
 
 # %% tags=["remove-input"]
 largest = tumours["lesion_ml"].max()
 say(
     f"Half of the tumours in this run are smaller than **{tumours['lesion_ml'].median():.0f} mL** (a hen's egg "
-    f"has about 50), and the largest has {largest:.0f} mL. Ten real BraTS-2018 subjects had between 26 and 211 mL."
+    f"has about 50), and the largest has {largest:.0f} mL. Measured once for this book, on ten real BraTS-2018 subjects "
+    "that cannot be shown here, the volumes lay between 26 and 211 mL."
 )
 
 # %% [markdown]
