@@ -4,7 +4,6 @@
 #   snakemake -n                                                 what would run
 
 import sys
-from shlex import quote
 
 from lab_utils import batch
 
@@ -23,8 +22,9 @@ NEEDS = {
     "08_evaluation": ["07_scoring_in_latent_space"],
     "09_what_vae_h_saw": ["08_evaluation"],
 }
-# These leave room for another chapter (of another seed, say); the others keep every core busy.
-LIGHT = {"03_a_vae_from_scratch", "08_evaluation", "09_what_vae_h_saw"}
+# These work on subjects side by side, a process per core. The others compute in threads: two chapters
+# with half of the cores each get further than one with all, because threads wait for each other.
+ALL_CORES = {"01_the_question_and_the_data", "02_preprocessing"}
 
 RUNS = [f"{SETTINGS.folder}/seed-{seed}" for seed in SETTINGS.seeds]
 
@@ -51,16 +51,15 @@ rule chapter:
         library=batch.library_files(),
     output:
         "{run}/seed-{seed}/executed/{chapter}.ipynb",
-    threads: lambda w: 1 if w.chapter in LIGHT else workflow.cores
+    threads: lambda w: workflow.cores if w.chapter in ALL_CORES else max(1, workflow.cores // 2)
     params:
         arguments=SETTINGS.arguments,
-        turn=lambda w: "" if w.chapter in LIGHT else f"--turn {quote(SETTINGS.runs)}/.turn.lock",
     message:
         "Chapter {wildcards.chapter} (seed {wildcards.seed})"
     shell:
         "{PYTHON:q} -m lab_utils.batch {input.script:q} {output:q} {params.arguments}"
         " --seed {wildcards.seed} --workspace {wildcards.run:q}/seed-{wildcards.seed}"
-        " --threads {threads} {params.turn}"
+        " --threads {threads}"
 
 
 rule book:

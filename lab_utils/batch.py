@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +22,6 @@ from pathlib import Path
 import jupytext
 import nbformat
 import papermill
-from filelock import FileLock
 from ipykernel.kernelspec import write_kernel_spec
 from papermill.exceptions import PapermillExecutionError
 
@@ -265,7 +264,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workspace", default="", help="where its artefacts go")
     parser.add_argument("--threads", type=int, help="how many threads the chapter may use")
-    parser.add_argument("--turn", type=Path, help="a lock file: one chapter at a time may hold it")
     parser.add_argument(
         "-p", nargs=2, action="append", default=[], metavar=("SETTING", "VALUE"),
         dest="overrides", help="change one setting of the profile",
@@ -279,14 +277,10 @@ def main(arguments: list[str] | None = None) -> int:
     }
     if asked.threads:
         os.environ |= dict.fromkeys(THREAD_VARIABLES, str(asked.threads))
-    if asked.turn:
-        asked.turn.parent.mkdir(parents=True, exist_ok=True)
     title = f"{asked.notebook.stem} ({asked.profile}, seed {asked.seed})"
     try:
-        # Snakemake may start two chapters on the cores of one (it does in 9.15): they take turns.
-        with FileLock(asked.turn) if asked.turn else nullcontext():
-            print(f"{title}: running", file=sys.stderr)
-            seconds = run_chapter(asked.notebook, asked.output, parameters)
+        print(f"{title}: running", file=sys.stderr)
+        seconds = run_chapter(asked.notebook, asked.output, parameters)
         print(f"{title}: done in {seconds:.0f} s", file=sys.stderr)
     except PapermillExecutionError as error:
         print(f"{asked.notebook} failed, and nothing was published.\n{error}", file=sys.stderr)

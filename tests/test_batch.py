@@ -141,8 +141,6 @@ def test_the_command_line_runs_a_chapter(tmp_path, monkeypatch):
         "here",
         "--threads",
         "1",
-        "--turn",
-        "a/turn.lock",
         "-p",
         "epochs",
         "3",
