@@ -490,6 +490,7 @@ def counterfactual_errors(
     lesion: np.ndarray,
     displacement: np.ndarray,
     mask: np.ndarray,
+    reconstruction_of_counterfactual: np.ndarray,
 ) -> pd.DataFrame:
     """Compare VAE-H's reconstruction with what it should have drawn: the healthy counterfactual.
 
@@ -502,6 +503,8 @@ def counterfactual_errors(
     displacement
         How far the tumour pushed the tissue, in mm. Tissue moved by more than
         ``DISPLACED_MM`` outside the lesion is the region "displaced".
+    reconstruction_of_counterfactual
+        What VAE-H draws when it is shown the counterfactual, in [-1, 1].
 
     Returns
     -------
@@ -509,16 +512,24 @@ def counterfactual_errors(
         One row per slice and region ("lesion", "displaced", "elsewhere"): ``slice, region,
         n_pixels``; ``reconstruction_rmse`` and ``image_rmse``, root-mean-square errors against the
         counterfactual, the second being the baseline of drawing the image as it is; and ``kept``,
-        the share of ``image - counterfactual`` still in the reconstruction (its regression on it:
-        1 if the tumour is drawn whole, 0 if it is gone, whatever else was blurred). NaN where
-        the region is empty or the image equals the counterfactual.
+        the share of the tumour that the reconstruction still holds. NaN where the region is empty
+        or, for ``kept``, the image equals the counterfactual.
+
+    Notes
+    -----
+    ``kept`` asks what the tumour changed: the regression coefficient of ``reconstruction -
+    reconstruction_of_counterfactual`` on ``image - counterfactual``, 1 if the tumour is drawn
+    whole, 0 if the reconstruction does not know of it. Both reconstructions are blurred alike, so
+    that the blur of healthy anatomy cancels; ``reconstruction - counterfactual`` would count it
+    as tumour.
     """
-    arrays = (reconstruction, image, counterfactual, lesion, displacement, mask)
+    images = (reconstruction, image, counterfactual, reconstruction_of_counterfactual)
+    arrays = (*images, lesion, displacement, mask)
     if len({np.shape(array) for array in arrays}) != 1:
         shapes = [np.shape(array) for array in arrays]
-        raise ValueError(f"expected six arrays of one shape, found {shapes}")
-    drawn, seen, healthy = (np.reshape(a, (len(a), -1)).astype(float) for a in arrays[:3])
-    lesion, displacement, mask = (np.reshape(a, (len(a), -1)) for a in arrays[3:])
+        raise ValueError(f"expected seven arrays of one shape, found {shapes}")
+    drawn, seen, healthy, redrawn = (np.reshape(a, (len(a), -1)).astype(float) for a in images)
+    lesion, displacement, mask = (np.reshape(a, (len(a), -1)) for a in arrays[4:])
     displaced = (displacement > DISPLACED_MM) & ~lesion
     regions = {"lesion": lesion, "displaced": displaced, "elsewhere": ~lesion & ~displaced}
     tables = []
@@ -530,7 +541,7 @@ def counterfactual_errors(
             columns = {
                 "reconstruction_rmse": np.sqrt((error**2).sum(1) / n_pixels),
                 "image_rmse": np.sqrt((tumour**2).sum(1) / n_pixels),
-                "kept": (error * tumour).sum(1) / (tumour**2).sum(1),
+                "kept": ((drawn - redrawn) * tumour).sum(1) / (tumour**2).sum(1),
             }
         tables.append(pd.DataFrame({"region": name, "n_pixels": n_pixels, **columns}))
     return pd.concat(tables).rename_axis("slice").reset_index()

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score
 
 from lab_utils import evaluation
@@ -423,24 +424,38 @@ def slices_with_counterfactual(seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-@given(st.floats(-0.5, 1.5))
+@given(st.floats(-0.5, 1.5), st.floats(0, 3))
 @settings(deadline=None, max_examples=20)
-def test_kept_says_how_much_of_the_tumour_is_still_drawn(kept):
+def test_kept_says_how_much_of_the_tumour_is_still_drawn_however_blurred(kept, blur):
     data = slices_with_counterfactual()
-    drawn = data["counterfactual"] + kept * (data["image"] - data["counterfactual"])
-    errors = evaluation.counterfactual_errors(drawn, **data)
-    found = errors.dropna(subset="kept")
+    healthy = data["counterfactual"]
+    blurred = ndimage.gaussian_filter(healthy, (0, blur, blur))
+    drawn = blurred + kept * (data["image"] - healthy)
+    found = evaluation.counterfactual_errors(
+        drawn, **data, reconstruction_of_counterfactual=blurred
+    )
+    found = found.dropna(subset="kept")
     assert set(found["region"]) == {"lesion", "displaced"}
     np.testing.assert_allclose(found["kept"], kept, atol=1e-9)
-    np.testing.assert_allclose(
-        found["reconstruction_rmse"], abs(kept) * found["image_rmse"], atol=1e-9
+
+
+def test_a_blurred_drawing_without_the_tumour_errs_but_keeps_nothing():
+    data = slices_with_counterfactual()
+    blurred = ndimage.gaussian_filter(data["counterfactual"], (0, 2, 2))
+    errors = evaluation.counterfactual_errors(
+        blurred, **data, reconstruction_of_counterfactual=blurred
     )
+    measured = errors.dropna(subset="kept")
+    assert len(measured) and (measured["kept"] == 0).all()
+    assert (measured["reconstruction_rmse"] > 0.1).all()
 
 
 def test_errors_are_root_mean_squares_within_their_region():
     data = slices_with_counterfactual()
     drawn = np.random.default_rng(1).uniform(-1, 1, data["image"].shape)
-    errors = evaluation.counterfactual_errors(drawn, **data).set_index(["slice", "region"])
+    errors = evaluation.counterfactual_errors(
+        drawn, **data, reconstruction_of_counterfactual=data["counterfactual"]
+    ).set_index(["slice", "region"])
     pushed = (data["displacement"] > 1) & ~data["lesion"]
     regions = {
         "lesion": data["lesion"], "displaced": pushed, "elsewhere": ~pushed & ~data["lesion"]
@@ -458,5 +473,9 @@ def test_errors_are_root_mean_squares_within_their_region():
 
 def test_counterfactual_errors_want_arrays_of_one_shape():
     data = slices_with_counterfactual()
-    with pytest.raises(ValueError, match="six arrays of one shape"):
-        evaluation.counterfactual_errors(data["image"][:1], **data)
+    healthy = data["counterfactual"]
+    for drawn, redrawn in ((healthy[:1], healthy), (healthy, healthy[:1])):
+        with pytest.raises(ValueError, match="seven arrays of one shape"):
+            evaluation.counterfactual_errors(
+                drawn, **data, reconstruction_of_counterfactual=redrawn
+            )
