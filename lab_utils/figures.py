@@ -13,16 +13,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 from pandas.io.formats.style import Styler
-from scipy.special import logit
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from .evaluation import held_out, methods_of
+from .likelihoods import LogitNormal
 from .scoring import SCORES
 from .workspace import write_atomically
 
@@ -390,13 +391,13 @@ def logit_normal_densities(
     locations: Sequence[float] = (-2.0, 0.0, 1.5), variances: Sequence[float] = (0.05, 0.5)
 ) -> Figure:
     """Draw logit-normal densities on (0, 1): a colour per location, a line style per variance."""
-    x = np.linspace(0.001, 0.999, 999)
+    x = torch.linspace(0.001, 0.999, 999)
     figure, axes = plt.subplots(figsize=(WIDTH, 3.4))
     lines = dict(zip(variances, LINES, strict=False))
     for location, colour in zip(locations, PALETTE, strict=False):
         for variance, line in lines.items():
-            exponent = -((logit(x) - location) ** 2) / (2 * variance)
-            density = np.exp(exponent) / (x * (1 - x) * np.sqrt(2 * np.pi * variance))
+            pixel = LogitNormal(torch.tensor(location), torch.tensor(variance), clip=0.001)
+            density = pixel.log_prob(x).exp()
             axes.plot(x, density, line, color=colour, lw=1.8)
             if variance == variances[0]:
                 peak = density.argmax()
@@ -562,12 +563,31 @@ def roc_curves(scores: pd.DataFrame, th: float = 20) -> Figure:
 
 
 @_figure
-def sensitivity_by_size(table: pd.DataFrame) -> Figure:
-    """Draw the table of :func:`lab_utils.evaluation.sensitivity_by_size`."""
+def sensitivity_by_size(table: pd.DataFrame, control: pd.DataFrame | None = None) -> Figure:
+    """Draw the table of :func:`lab_utils.evaluation.sensitivity_by_size`.
+
+    Parameters
+    ----------
+    control
+        The same table for the score ``brain_area``, drawn beside it in grey: a score worth having
+        flags more.
+    """
     figure, axes = plt.subplots(figsize=(WIDTH, 3.4))
     x = np.arange(len(table))
-    axes.vlines(x, table["low"], table["high"], color=TUMOUR, lw=6, alpha=0.3)
-    axes.plot(x, table["sensitivity"], "o", color=TUMOUR)
+    drawn = [("the score", table, TUMOUR, 0.0)]
+    if control is not None:
+        bins = ["above_mm2", "up_to_mm2"]
+        if not np.array_equal(table[bins], control[bins]):
+            raise ValueError("the table and its control have different bins: give both the same")
+        drawn = [
+            ("the score", table, TUMOUR, -0.12),
+            ("brain area alone", control, CONTROL, 0.12),
+        ]
+    for label, part, colour, offset in drawn:
+        axes.vlines(x + offset, part["low"], part["high"], color=colour, lw=6, alpha=0.3)
+        axes.plot(x + offset, part["sensitivity"], "o", color=colour, label=label)
+    if control is not None:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
     names = [
         f"over {row.above_mm2:g}"
         if np.isinf(row.up_to_mm2)

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
+from scipy.special import expit
 
 from lab_utils import evaluation, figures
 
@@ -55,7 +56,7 @@ HISTORY = pd.DataFrame(
     }
 )
 ERRORS = evaluation.counterfactual_errors(
-    DRAWN, IMAGES, 0.9 * IMAGES, LESIONS, 2.0 * np.roll(LESIONS, 2, 1), MASKS
+    DRAWN, IMAGES, 0.9 * IMAGES, LESIONS, 2.0 * np.roll(LESIONS, 2, 1), MASKS, 0.9 * DRAWN
 )
 EVERY_FIGURE = {
     "the_idea": lambda: figures.the_idea(
@@ -80,7 +81,8 @@ EVERY_FIGURE = {
     ),
     "roc_curves": lambda: figures.roc_curves(SCORES),
     "sensitivity_by_size": lambda: figures.sensitivity_by_size(
-        evaluation.sensitivity_by_size(SCORES, 5.5, samples=20)
+        evaluation.sensitivity_by_size(SCORES, 5.5, samples=20),
+        evaluation.sensitivity_by_size(SCORES, 1e4, method="brain_area", samples=20),
     ),
     "score_against_area": lambda: figures.score_against_area(SCORES),
     "matched_pairs_example": lambda: figures.matched_pairs_example(STORE, SCORES.iloc[-4:]),
@@ -196,6 +198,10 @@ def test_densities_integrate_to_one():
     assert len(curves) == 4
     for x, density in curves:
         assert np.trapezoid(density, x) == pytest.approx(1, abs=1e-3)
+    # Half of a logit-normal lies below the sigmoid of its location.
+    for (x, density), location in zip(curves, (-1.0, -1.0, 1.0, 1.0), strict=True):
+        half = x < expit(location)
+        assert np.trapezoid(density[half], x[half]) == pytest.approx(0.5, abs=0.01)
 
 
 def test_learning_curves_turn_the_likelihood_round_and_count_epochs_from_one():
@@ -239,6 +245,22 @@ def test_roc_curves_name_the_area_under_each():
     for method, label in (("latent_distance", "Our method"), ("brain_area", "Brain area")):
         auc = evaluation.threshold_free(slices, method, 20, everyone)["roc_auc"][0]
         assert f"{auc:.3f}  {label}" in texts(figure)
+
+
+def test_sensitivity_stands_beside_that_of_the_brain_area():
+    table = evaluation.sensitivity_by_size(SCORES, 5.5, samples=20)
+    control = evaluation.sensitivity_by_size(SCORES, 1e4, method="brain_area", samples=20)
+    axes = figures.sensitivity_by_size(table, control).axes[0]
+    score, grey = axes.lines
+    np.testing.assert_array_equal(score.get_ydata(), table["sensitivity"])
+    np.testing.assert_array_equal(grey.get_ydata(), control["sensitivity"])
+    assert (grey.get_xdata() > score.get_xdata()).all()
+    assert (grey.get_color(), grey.get_label()) == (figures.CONTROL, "brain area alone")
+    assert [text.get_text() for text in axes.get_legend().get_texts()][1] == "brain area alone"
+    alone = figures.sensitivity_by_size(table).axes[0]
+    assert len(alone.lines) == 1 and alone.get_legend() is None
+    with pytest.raises(ValueError, match="different bins"):
+        figures.sensitivity_by_size(table, control.iloc[1:])
 
 
 def test_matched_pairs_say_who_won():
