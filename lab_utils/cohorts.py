@@ -35,7 +35,7 @@ MASK_COLUMNS = ("brain_mask", "lesion_mask")
 PATH_COLUMNS = ("image", *MASK_COLUMNS, "counterfactual", "displacement")
 STRIPPED = "stripped"
 
-BRAIN_ML = (200.0, 3000.0)  # outside this, the voxel size or the mask is wrong
+BRAIN_ML = (500.0, 3000.0)  # smaller is no adult's brain, but perhaps a large lesion
 MAX_BRAIN_SHARE = 0.9  # of the volume; above it, a "stripped" image still has its background
 MAX_LESION_OUTSIDE = 0.05  # of the lesion; hand-drawn lesions may cross the brain's edge a little
 MAX_OBLIQUITY_DEG = 20.0  # slices are taken along the nearest axis, so a steeper tilt shows

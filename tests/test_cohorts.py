@@ -165,7 +165,7 @@ def spoil_not_stripped(folder):
         (spoil_shape, "brain.nii.gz", "the grid of the image", "(33, 36, 32)"),
         (spoil_affine, "brain.nii.gz", "the grid of the image", "1 mm elsewhere"),
         (spoil_empty_brain, "brain.nii.gz", "a brain mask", "no voxel"),
-        (spoil_small_brain, "brain.nii.gz", "200 to 3000 ml", "ml"),
+        (spoil_small_brain, "brain.nii.gz", "500 to 3000 ml", "ml"),
         (spoil_probabilities, "lesion.nii.gz", "whole numbers", "fractions"),
         (spoil_lesion_outside, "lesion.nii.gz", "a lesion in the brain", "% outside"),
         (spoil_not_stripped, "anna.nii.gz", "skull-stripped", "100%"),
@@ -198,6 +198,15 @@ def test_a_table_that_contradicts_itself_is_refused(folder, field, value, expect
     with pytest.raises(ValueError, match="cohort.csv is not a usable cohort") as error:
         read_cohort(csv)
     assert expected in str(error.value)
+
+
+def test_a_lesion_mask_is_not_taken_for_a_brain_mask(folder):
+    large = ball(7.4)
+    assert 200 < large.sum() * 0.125 < 220  # mL: as large as tumours with their oedema get
+    save(folder / "lesion.nii.gz", large.astype(np.uint8))
+    (problem,) = problems_of(write(folder, brain_mask="lesion.nii.gz"))
+    assert problem.expected == "a brain of 500 to 3000 ml"
+    assert "not the lesion mask" in problem.remedy
 
 
 def test_a_healthy_subject_with_a_lesion_is_reported(folder):
