@@ -26,27 +26,29 @@ SHOWN_SLICES = 8
 def summary(scores: pd.DataFrame, healthy: pd.DataFrame) -> pd.DataFrame:
     """Return one row per subject: its slices, and how far up the healthy ones they reach.
 
-    ``flagged`` is the share of slices, with and without lesion, whose latent distance exceeds the
-    99th percentile of the ``healthy`` validation slices.
+    ``flagged`` is the share of slices whose latent distance is not below the 99th percentile of
+    the ``healthy`` validation slices: of those with lesion, of those without, and of those of
+    which it is unknown, because the subject has no lesion mask.
     """
     threshold = healthy["latent_distance"].quantile(0.99)
-    scores = scores.assign(
-        lesion=scores["lesion_mm2"] > 0, flagged=scores["latent_distance"] >= threshold
-    )
-    table = scores.groupby(["subject", "lesion"])["flagged"].agg(["size", "mean"]).unstack()
-    table.columns = [
-        f"{'slices' if kind == 'size' else 'flagged'}, {'lesion' if lesion else 'no lesion'}"
-        for kind, lesion in table.columns
-    ]
+    area = scores["lesion_mm2"]
+    lesion = np.select([area > 0, area == 0], ["lesion", "no lesion"], "unknown")
+    flagged = (scores["latent_distance"] >= threshold).groupby([scores["subject"], lesion])
+    table = flagged.agg(slices="size", flagged="mean").unstack()
+    table.columns = [", ".join(names) for names in table.columns]
     return table.round(3)
+
+
+def shown_rows(scores: pd.DataFrame) -> np.ndarray:
+    """Return the rows of each subject's slices with most lesion; where all are alike, most brain."""
+    per_subject = -(-SHOWN_SLICES // scores["subject"].nunique())
+    largest = scores.sort_values(["lesion_mm2", "brain_mm2"]).groupby("subject").tail(per_subject)
+    return np.sort(largest["row"].to_numpy())[:SHOWN_SLICES]
 
 
 def draw(lab: Lab, store: SliceStore, scores: pd.DataFrame):
     """Return Figure 1 on the slices with most lesion, or most brain where none is known."""
-    by = "lesion_mm2" if scores["lesion_mm2"].any() else "brain_mm2"
-    per_subject = -(-SHOWN_SLICES // scores["subject"].nunique())
-    largest = scores.sort_values(by).groupby("subject").tail(per_subject)
-    rows = np.sort(largest["row"].to_numpy())[:SHOWN_SLICES]
+    rows = shown_rows(scores)
     images, masks = store.tensors(rows)
     drawn = scoring.reconstructions(lab.model("vae_h"), images, masks, lab.profile.reconstruction)
     return figures.figure_1(images, drawn, store.lesion_mask(rows), masks)

@@ -49,3 +49,31 @@ def test_flagged_is_counted_against_the_healthy():
     table = score_cohort.summary(scores, healthy).loc["a"]
     assert table["slices, lesion"] == 2 and table["flagged, lesion"] == 1
     assert table["flagged, no lesion"] == 0.5
+
+
+def test_a_lesion_that_nobody_looked_for_is_unknown_and_not_absent():
+    healthy = pd.DataFrame({"latent_distance": [0.0, 1.0]})
+    scores = pd.DataFrame(
+        {
+            "subject": ["a", "a", "b", "b"],
+            "lesion_mm2": [0, 7, np.nan, np.nan],
+            "latent_distance": [0.5, 2.0, 2.0, 0.5],
+        }
+    )
+    table = score_cohort.summary(scores, healthy)
+    assert table.loc["b", "slices, unknown"] == 2 and table.loc["b", "flagged, unknown"] == 0.5
+    assert table.loc["b"].drop(["slices, unknown", "flagged, unknown"]).isna().all()
+    assert table.loc["a", ["slices, lesion", "slices, no lesion"]].tolist() == [1, 1]
+    assert np.isnan(table.loc["a", "slices, unknown"])
+
+
+def test_slices_with_most_lesion_are_shown_and_most_brain_where_it_is_unknown():
+    scores = pd.DataFrame(
+        {
+            "subject": ["a"] * 6 + ["b"] * 6,
+            "lesion_mm2": [5, 9, 0, 8, 7, 0] + [np.nan] * 6,
+            "brain_mm2": [6, 5, 9, 2, 1, 8, 5, 9, 4, 8, 6, 3],
+            "row": range(12),
+        }
+    )
+    assert score_cohort.shown_rows(scores).tolist() == [0, 1, 3, 4, 6, 7, 9, 10]
