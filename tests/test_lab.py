@@ -19,7 +19,7 @@ from lab_utils.lab import (
 )
 from lab_utils.profiles import Profile
 from lab_utils.scoring import SCORES
-from lab_utils.workspace import INPUTS_FILE
+from lab_utils.workspace import INPUTS_FILE, Workspace, read_inputs
 from tests.conftest import ROOT
 
 GROUPS = (
@@ -73,18 +73,26 @@ def test_a_changed_setting_makes_anew_just_what_follows_from_it(smoke_lab):
     assert changed == {"results"}
 
 
-def test_changed_slices_change_what_stands_on_them(smoke_lab, monkeypatch):
-    asked = {}
-    monkeypatch.setattr(
-        type(smoke_lab.workspace),
+def test_changed_slices_change_what_stands_on_them(tmp_path, monkeypatch):
+    artefact = Workspace.artefact
+    monkeypatch.setattr(  # nothing is made, but what it would be made from is written down
+        Workspace,
         "artefact",
-        lambda self, name, inputs, make: asked.setdefault(name, inputs) and self.path(name),
+        lambda self, name, inputs, make: artefact(self, name, inputs, lambda directory: None),
     )
-    smoke_lab._trained("vae_h")
-    first = dict(asked)
-    asked.clear()
-    Lab("smoke", 1, smoke_lab.workspace.root)._trained("vae_h")
-    assert {name for name in asked if asked[name] != first[name]} == set(asked)
+    monkeypatch.setattr(lab_module.cohorts, "read_cohort", lambda csv: None)
+    monkeypatch.setattr(lab_module.cohorts, "split_cohort", lambda table, seed, fractions: None)
+    monkeypatch.setattr(lab_module, "SliceStore", lambda directory: None)
+
+    def made_from(**overrides):
+        return read_inputs(Lab("smoke", 0, tmp_path, overrides)._trained("vae_h"))
+
+    first = made_from()
+    assert first is not None and made_from(bootstrap_samples=50) == first
+    for other in ({"crop_size": 90}, {"kept_slices": 0.5}, {"n_healthy": 9}):
+        changed = made_from(**other)
+        assert {key for key in first if changed[key] != first[key]} == {"slices"}
+    assert made_from() == first
 
 
 def test_a_cohort_with_problems_is_refused_whole(tmp_path):
