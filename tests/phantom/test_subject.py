@@ -182,8 +182,11 @@ def test_bad_arguments_are_named(arguments, message):
         make_subject(**arguments)
 
 
-def test_a_subject_costs_seconds(tumour, twin, atlas_dir):
-    for kind, budget_s in (("healthy", 2.0), ("tumour", 4.0)):
+@pytest.mark.parametrize(("kind", "budget_s"), [("healthy", 1.0), ("tumour", 2.0)])
+def test_a_subject_costs_seconds(tumour, twin, atlas_dir, kind, budget_s):
+    costs_s = []
+    for _ in range(3):  # the best of three: what else runs on the machine costs time too
         start = time.process_time()
         make_subject(31, kind, "brats", atlas_dir=atlas_dir)
-        assert time.process_time() - start < budget_s
+        costs_s.append(time.process_time() - start)
+    assert min(costs_s) < budget_s
