@@ -257,7 +257,7 @@ residual = (
     scoring.residual_norm(vae_h, all_images, all_masks)
     / scoring.brain_area(all_masks).sqrt()
 )
-area = torch.as_tensor(table.loc[all_rows, "lesion_mm2"].to_numpy())
+area = torch.tensor(table.loc[all_rows, "lesion_mm2"].to_numpy())
 without, large = residual[area == 0].median(), residual[area > 150].median()
 one = scoring.reconstructions(vae_h, all_images[:1], all_masks[:1])
 by_hand = (all_images[:1] - one)[all_masks[:1]].square().mean().sqrt()
