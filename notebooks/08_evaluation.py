@@ -219,17 +219,19 @@ behind = [SCORES[name] for name in lead.index if lead.loc[name, "high"] < 0]
 unsure = [
     SCORES[name] for name in lead.index if SCORES[name] not in ahead + behind
 ]
+verdicts = {
+    "ahead of": ahead,
+    "behind": behind,
+    "and too close to call beside": unsure,
+}
+said = [
+    f"{verdict} **{'; '.join(names)}**"
+    for verdict, names in verdicts.items()
+    if names
+]
 say(
-    "Matched, our method is ahead of "
-    + (f"**{', '.join(ahead)}**" if ahead else "none of them")
-    + (f", and behind {', '.join(behind)}" if behind else "")
-    + (
-        f". Between it and **{', '.join(unsure)}** this cohort cannot decide"
-        if unsure
-        else ""
-    )
-    + ". The template z-score needs no network: a deep method has to be weighed against *it*, and not only against other "
-    "networks. (Seven comparisons would deserve a correction; here are five, uncorrected, so take a bare win with salt.)"
+    f"Matched, our method is {', '.join(said)} (intervals at 95 %, not corrected for {len(lead)} comparisons). The "
+    "template z-score needs no network: a deep method has to be weighed against *it*, and not only against other networks."
 )
 
 # %% [markdown]
