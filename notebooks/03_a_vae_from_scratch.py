@@ -276,7 +276,7 @@ for _ in range(200):
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()
-    losses.append(float(loss))
+    losses.append(loss.item())
 
 # %%
 with torch.no_grad():
