@@ -41,10 +41,11 @@ $(READY): requirements.lock
 	@touch $@
 
 SNAKEMAKE = $(BIN)/python -m snakemake --cores $(CORES) --nolock --rerun-incomplete \
-	--quiet rules host --config profile=$(PROFILE) seeds="$(SEEDS)" overrides="$(OVERRIDES)"
+	--quiet rules host progress reason --config profile=$(PROFILE) seeds="$(SEEDS)" overrides="$(OVERRIDES)"
 
 book: $(READY) ## Run every chapter and build the book (default: PROFILE=laptop)
 	@$(SNAKEMAKE)
+	@echo "The book is ready in each folder $${TWO_LATENTS_RUNS:-runs}/$(PROFILE)*/seed-*/book: open its index.html"
 
 dry-run: $(READY) ## Show what `make book` would run, and why
 	@$(SNAKEMAKE) --dry-run

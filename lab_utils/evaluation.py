@@ -358,12 +358,12 @@ def summarise(results: pd.DataFrame, rule: str = "selected") -> pd.DataFrame:
 def side_by_side(summary: pd.DataFrame, paper: pd.DataFrame = PAPER_TABLE_1) -> pd.DataFrame:
     """Return the paper's numbers beside ours, as text ``mean ± sd``, to be read, not computed with.
 
-    Rows are Th and method; columns are metric and ``"paper"`` or ``"ours"``. What the paper does
+    Rows are Th and method; columns are metric and ``"paper"`` or ``"this run"``. What the paper does
     not report is left empty.
     """
     text = {}
     for (metric, label), (side, table) in product(
-        METRICS.items(), {"paper": paper, "ours": summary}.items()
+        METRICS.items(), {"paper": paper, "this run": summary}.items()
     ):
         if metric in table:
             rows = table.set_index(["th", "method"])[[metric, f"{metric}_sd"]]

@@ -293,9 +293,13 @@ def tumour_with_counterfactual(
     difference.set_title("slice minus counterfactual")
     reach = shown.norm.vmax
     _bar_below(shown, difference, [-0.6 * reach, 0, 0.6 * reach], ["darker", "0", "brighter"])
-    if displacement is not None:
-        difference.contour(displacement, [2, 4, 8], colors="0.35", linewidths=0.8)
-        difference.set_title("slice minus counterfactual\nlines: pushed by 2, 4 and 8 mm")
+    levels = [
+        level for level in (2, 4, 8) if displacement is not None and displacement.max() > level
+    ]
+    if levels:
+        difference.contour(displacement, levels, colors="0.35", linewidths=0.8)
+        pushed = ", ".join(map(str, levels))
+        difference.set_title(f"slice minus counterfactual\nlines: pushed by {pushed} mm")
     return figure
 
 
@@ -702,7 +706,7 @@ def counterfactual_error_bars(errors: pd.DataFrame) -> Figure:
     axes.set_xlim(left=0)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.legend()
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure
 
 

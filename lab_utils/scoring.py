@@ -18,7 +18,7 @@ from .slices import SliceStore
 #: The columns of a scores table, and the names that tables and figures print. The last two are
 #: controls without any network: a method that does no better has not shown that it sees tumours.
 SCORES = {
-    "latent_distance": "Our method",
+    "latent_distance": "Latent distance",
     "l2_vae": "L2 input VAE",
     "l2_ce_dvae": "L2 input CE DVAE",
     "l2_vae_ce_reg": "L2 input VAE + CE reg.",

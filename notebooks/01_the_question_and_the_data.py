@@ -69,7 +69,7 @@ overrides = {}
 # **variational autoencoders** (VAEs), networks that squeeze an image into a short list of numbers, the *latent
 # code*, and draw the image again from that code:
 #
-# - **VAE-H** is trained on slices of *healthy* brains only. Show it a tumour and it cannot draw one: it has never
+# - **VAE-H** is trained on slices of *healthy* brains only. Show it a tumour and it should not be able to draw one: it has never
 #   seen any. It should draw the healthy brain it believes in.
 # - **VAE** is trained on *unlabelled* slices, some with tumour and some without, nobody says which. It should be
 #   able to describe both.

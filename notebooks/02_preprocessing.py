@@ -99,7 +99,7 @@ volume.data.shape, volume.voxel_mm
 log_bias = preprocessing.log_bias_field(volume, brain_mask)
 corrected = volume.data / np.exp(log_bias)
 
-# %% mystnb={"figure": {"caption": "One slice before N4, the estimated bias field, and the slice after. The field is smooth: it should follow the coil, but look whether it follows the tumour, too.", "name": "fig-n4"}, "image": {"alt": "Three panels: a brain slice before N4, the estimated bias field, and the slice after N4."}}
+# %% mystnb={"figure": {"caption": "One slice before N4, the estimated bias field, and the slice after: by eye hardly different, which is why a field is drawn. The field is smooth: it should follow the coil, but look whether it follows the tumour, too.", "name": "fig-n4"}, "image": {"alt": "Three panels: a brain slice before N4, the estimated bias field, and the slice after N4."}}
 figures.before_after(volume.data, corrected, difference=log_bias, mask=brain_mask,
                      labels=("before N4", "log bias field", "after N4"))  # fmt: skip
 
@@ -113,7 +113,7 @@ taken = (
 say(
     f"In this volume the field is **{swing:.0%}** stronger at its strongest than at its weakest. A network would have to "
     "learn that shading, and would take it for news. But look where the tumour is. A large bright region is smooth, too, "
-    f"and N4 cannot know that it is not shading: inside the lesion mask the field is {taken:+.0%} of its level elsewhere, "
+    f"and N4 cannot know that it is not shading: inside the lesion mask the field is {taken:+.0%} against its level elsewhere, "
     + (
         "so a part of the tumour's brightness is taken away with it."
         if taken > 0

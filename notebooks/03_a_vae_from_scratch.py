@@ -127,6 +127,9 @@ figures.logit_normal_densities(
 )
 
 # %% [markdown]
+# Logarithms here are natural ones, and so log-probabilities come in **nats** (with logarithms of base 2 they would be
+# bits).
+#
 # ## Median or mean?
 #
 # To *show* a reconstruction we need one grey value per pixel. The logit-normal has no closed-form mean; its median
@@ -259,8 +262,8 @@ torch.testing.assert_close(-loss, elbo.mean(), rtol=1e-5, atol=1e-3)
 # %% [markdown]
 # ## Two hundred steps
 #
-# That is the whole objective. Let the network learn our sixteen slices by heart, with the loop you would write on a
-# blackboard. Every other model of this book is trained by a loop that does just this, only with more slices, more
+# That is the whole objective. Let the network fit our sixteen slices, with the loop you would write on a blackboard.
+# Two hundred steps are not enough to learn them by heart: look at the blur. Every other model of this book is trained by a loop that does just this, only with more slices, more
 # epochs, and care for interruptions.
 
 # %%
@@ -288,7 +291,7 @@ figures.reconstructions(images[:8], drawn, masks[:8], label="the network")
 # %% tags=["remove-input"]
 say(
     f"The loss went from {losses[0]:.0f} to **{losses[-1]:.0f}** nats per slice. A density, unlike a probability, can "
-    "exceed one, so a loss below zero would be no mistake."
+    "exceed one, so a loss below zero is no mistake."
 )
 
 # %% [markdown]

@@ -139,19 +139,22 @@ with torch.no_grad():
 figures.reconstructions(images, drawn, masks)
 
 # %% [markdown]
+# (Validation is measured after the epoch's last step, without augmentation or noise, and training on the way there: so
+# the validation curve can lie below the training curve.)
+#
 # A VAE of this kind blurs. The residual, the slice minus the drawing, is therefore never zero, tumour or not, and
 # fine detail such as the folds is always a part of it. A score that adds up the residual adds up folds, too.
 #
 # ## What it draws from nothing
 #
-# Hand the decoder a random code and it draws a brain that nobody has. These pictures show what VAE-H *believes*.
+# Hand the decoder a random code and it draws something that nobody has. These pictures show what VAE-H *believes*.
 
 # %%
 codes = torch.randn(8, lab.profile.latent_dim, generator=generator)
 with torch.no_grad():
     location, _ = vae_h.decode(codes)
 
-# %% mystnb={"figure": {"caption": "Eight brains that VAE-H imagines from random codes. No mask is laid over them: outside the brain the network was never told what to draw.", "name": "fig-vae-h-samples"}, "image": {"alt": "Eight pictures that VAE-H draws from random codes, each filling its whole square."}}
+# %% mystnb={"figure": {"caption": "What VAE-H imagines from eight random codes: some are brains, some are fog. No mask is laid over them: outside the brain the network was never told what to draw.", "name": "fig-vae-h-samples"}, "image": {"alt": "Eight pictures that VAE-H draws from random codes, each filling its whole square."}}
 figures.latent_samples(2 * torch.sigmoid(location) - 1)
 
 # %% [markdown]

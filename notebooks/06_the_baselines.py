@@ -165,7 +165,7 @@ largest = (
     .to_numpy()
 )
 images, masks = store.tensors(largest)
-networks = {"VAE": vae_h, "CE DVAE": ce_dvae, "VAE + CE reg.": vae_ce_reg}
+networks = {"VAE-H": vae_h, "CE DVAE": ce_dvae, "VAE + CE reg.": vae_ce_reg}
 drawn = {
     name: scoring.reconstructions(net, images, masks)
     for name, net in networks.items()
@@ -173,7 +173,7 @@ drawn = {
 
 # %% mystnb={"figure": {"caption": "Slices with a tumour (top) and the drawings of the three healthy networks. Compare what each has left of the tumour, and of the folds.", "name": "fig-three-drawings"}, "image": {"alt": "Four rows of six brain slices: the slices with a tumour, and below them the drawings of three networks."}}
 figures.reconstructions(
-    images, drawn.pop("VAE"), masks, label="VAE", others=drawn
+    images, drawn.pop("VAE-H"), masks, label="VAE-H", others=drawn
 )
 
 # %% [markdown]
@@ -214,7 +214,8 @@ table_of_ranks.to_frame("rank correlation with brain area")
 l2 = with_area[["l2_vae", "l2_ce_dvae", "l2_vae_ce_reg"]]
 say(
     f"The three L2 scores follow the area of the brain with a rank correlation of **{l2.min():.2f} to {l2.max():.2f}**. "
-    "An L2 norm is a sum over pixels, and a larger brain has more of them. "
+    "An L2 norm is a sum over pixels, and a larger brain has more of them. The paper's latent distance, the next chapter's "
+    f"subject, has {with_area['latent_distance']:.2f}. "
     + (
         "All three rise with the area. Where tumours sit in wide slices, such a score can be good at finding tumour "
         "slices by being good at finding *wide* ones. "

@@ -128,6 +128,8 @@ few[["subject", "split", "lesion_mm2", *scoring.SCORES]].round(2)
 figures.score_distributions(scores, "latent_distance", th=20)
 
 # %% [markdown]
+# The slices without lesion hold less brain, from the top and the bottom of the head, and score lower for that alone.
+#
 # ## The tumour, or the scanner?
 #
 # The healthy slices come from one scanner and the unlabelled ones from many. What does a tumour add to the distance,
@@ -172,7 +174,7 @@ say(
 # The codes have many dimensions; a principal component analysis shows the two in which they vary most. Each arrow
 # leads from a slice to the drawing of it. Its length in *all* dimensions is the score.
 
-# %% mystnb={"figure": {"caption": "Codes of test slices (dots) and of their drawings (arrow heads) in the first two principal components. Arrows of slices with lesion should be the longer ones.", "name": "fig-latent-map"}, "image": {"alt": "A scatter of codes in two principal components with arrows; those of slices with lesion are drawn in another colour."}}
+# %% mystnb={"figure": {"caption": "Codes of test slices (dots) and of their drawings (arrow heads) in the first two principal components. The two axes hold a small part of the variance; the score is the length of the arrow in all of them.", "name": "fig-latent-map"}, "image": {"alt": "A scatter of codes in two principal components with arrows; those of slices with lesion are drawn in another colour."}}
 figures.latent_map(mean, mean_drawn, lesion_mm2 > 20)
 
 # %% [markdown]

@@ -163,7 +163,8 @@ say(
         else ": VAE-H has never seen a tumour, and draws a good part of it all the same. "
     )
     + f"Elsewhere, where there was nothing to remove, the drawing is {outside['reconstruction_rmse']:.3f} away, and the "
-    f"slice {outside['image_rmse']:.3f}: that is the price of blur, paid on every slice, ill or not."
+    f"slice {outside['image_rmse']:.3f}: that is the price of blur, paid on every slice, ill or not. "
+    "(Chapter 4 compared mean brightness of slice and drawing on a few slices, and blur counted there; here it cancels.)"
 )
 
 # %% [markdown]
@@ -195,6 +196,8 @@ say(
         if ranks["kept"] < 0
         else ", against the method's logic."
     )
+    + f" But the share kept itself goes with the area of the lesion ({correlation.loc['kept', 'lesion_mm2']:+.2f}), so this "
+    "number alone cannot tell the two apart."
 )
 
 # %% [markdown]

@@ -242,7 +242,7 @@ def test_roc_curves_name_the_area_under_each():
     figure = figures.roc_curves(SCORES, th=20)
     slices = evaluation.held_out(SCORES)
     everyone = np.ones((1, slices["subject"].nunique()))
-    for method, label in (("latent_distance", "Our method"), ("brain_area", "Brain area")):
+    for method, label in (("latent_distance", "Latent distance"), ("brain_area", "Brain area")):
         auc = evaluation.threshold_free(slices, method, 20, everyone)["roc_auc"][0]
         assert f"{auc:.3f}  {label}" in texts(figure)
 
