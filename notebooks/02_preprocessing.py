@@ -20,7 +20,7 @@
 #
 # **What you need.** The cohort of [chapter 1](01_the_question_and_the_data.ipynb); it is made here if it isn't there.
 #
-# **How long it takes.** Not measured yet.
+# **How long it takes.** 81 s (`laptop`), on two cores.
 
 # %% tags=["bootstrap", "remove-cell"]
 # In Colab this cell installs what is missing. Elsewhere it does nothing.

@@ -21,7 +21,7 @@
 # **What you need.** [Chapter 2](02_preprocessing.ipynb)'s slices (made here if they aren't there), a little
 # probability, and the idea of a gradient.
 #
-# **How long it takes.** Not measured yet.
+# **How long it takes.** 26 s (`laptop`), on two cores.
 
 # %% tags=["bootstrap", "remove-cell"]
 # In Colab this cell installs what is missing. Elsewhere it does nothing.

@@ -20,7 +20,7 @@
 # **What you need.** The ELBO of [chapter 3](03_a_vae_from_scratch.ipynb). Slices and model are made here if they
 # aren't there.
 #
-# **How long it takes.** Not measured yet.
+# **How long it takes.** 2 min (`laptop`), on two cores.
 
 # %% tags=["bootstrap", "remove-cell"]
 # In Colab this cell installs what is missing. Elsewhere it does nothing.

@@ -20,7 +20,7 @@
 #
 # **What you need.** The scores of [chapter 7](07_scoring_in_latent_space.ipynb). What is missing is made here.
 #
-# **How long it takes.** Not measured yet.
+# **How long it takes.** 15 s (`laptop`), on two cores.
 
 # %% tags=["bootstrap", "remove-cell"]
 # In Colab this cell installs what is missing. Elsewhere it does nothing.
